@@ -1,0 +1,119 @@
+"""Export a family's model to ONNX by one of the routes that files in the wild come from."""
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+from zoo.families import family
+from zoo.family import Family
+from zoo.feeds import feeds
+
+ROUTES = ("dynamo18", "dynamo20", "dynamo23", "legacy17", "fused")
+"""`dynamoN`: torch's dynamo exporter at opset N; `legacy17`: the TorchScript one; `fused`: onnxruntime's optimizer on it."""
+
+FAILURES: dict[tuple[str, str], str] = {}
+"""Exports that cannot be made, and why: (family, route) -> reason."""
+
+
+def cache() -> Path:
+    """Return the folder of exported files, `$GRAPHCLONE_ZOO` or one in the temporary folder."""
+    folder = Path(os.environ.get("GRAPHCLONE_ZOO") or Path(tempfile.gettempdir()) / "graphclone-zoo")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def export(name: str, route: str = "dynamo18", seed: int | None = None) -> Path:
+    """Return the path of the family's .onnx file, exporting it if it is not cached.
+
+    name: family.
+    route: one of `ROUTES`.
+    seed: of the weights; None takes the family's own.
+
+    Raises ValueError where `FAILURES` lists the pair.
+    """
+    if route not in ROUTES:
+        raise ValueError(f"no route is called {route!r}; there are {', '.join(ROUTES)}")
+    path = cache() / f"{name}-{route}{'' if seed is None else f'-seed{seed}'}.onnx"
+    if path.exists():
+        return path
+    if (name, route) in FAILURES:
+        raise ValueError(f"{name} cannot be exported by {route}: {FAILURES[name, route]}")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        _ROUTES[route](family(name), seed, partial)
+    os.replace(partial, path)
+    return path
+
+
+def _axes(shape: tuple[str | int, ...], outputs: bool = False) -> dict[int, str]:
+    names = ("batch", "sequence", "decoder_sequence", "frames")
+    return {position: size for position, size in enumerate(shape) if size in names}
+
+
+def _dynamo(opset: int):
+    def write(given: Family, seed: int | None, path: Path) -> None:
+        model = given.build(seed)
+        example = tuple(torch.from_numpy(array) for array in feeds(given.name, padded=True).values())
+        dims = {name: torch.export.Dim.DYNAMIC for name in ("batch", "sequence", "decoder_sequence")}
+        shapes = tuple(
+            {position: dims.get(size, torch.export.Dim.DYNAMIC) for position, size in _axes(each.shape).items()}
+            for each in given.inputs.values()
+        )
+        program = torch.onnx.export(
+            model,
+            example,
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(given.inputs),
+            output_names=list(given.outputs),
+            dynamic_shapes=(shapes,),
+            verbose=False,
+        )
+        program.save(path)
+
+    return write
+
+
+def _legacy(given: Family, seed: int | None, path: Path) -> None:
+    model = given.build(seed)
+    example = tuple(torch.from_numpy(array) for array in feeds(given.name, padded=True).values())
+    shapes = {name: _axes(each.shape) for name, each in given.inputs.items()}
+    shapes |= {name: _axes(shape) for name, shape in given.outputs.items()}
+    torch.onnx.export(
+        model,
+        example,
+        str(path),
+        dynamo=False,
+        opset_version=17,
+        input_names=list(given.inputs),
+        output_names=list(given.outputs),
+        dynamic_axes={name: axes for name, axes in shapes.items() if axes},
+    )
+
+
+def _fused(given: Family, seed: int | None, path: Path) -> None:
+    from onnxruntime.transformers import optimizer
+
+    kinds = {"gpt2": "gpt2", "vit": "vit", "clip": "clip", "t5": "t5", "bart": "bart"}
+    sizes = given.layout.sizes
+    fused = optimizer.optimize_model(
+        str(export(given.name, "legacy17", seed)),
+        model_type=kinds.get(given.name, "bert"),
+        num_heads=sizes.get("heads", 0),
+        hidden_size=sizes["hidden"],
+        opt_level=0,
+    )
+    fused.save_model_to_file(str(path))
+
+
+_ROUTES = {
+    "dynamo18": _dynamo(18),
+    "dynamo20": _dynamo(20),
+    "dynamo23": _dynamo(23),
+    "legacy17": _legacy,
+    "fused": _fused,
+}
