@@ -1,0 +1,44 @@
+"""Axis rules of operators that act entry by entry and broadcast."""
+
+from graphclone.axes.registry import Typing, letters, rule
+from graphclone.op import Op
+
+UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid
+    HardSwish IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus
+    Softsign Sqrt Swish Tan Tanh ThresholdedRelu Bernoulli RandomNormalLike RandomUniformLike""".split()
+
+BROADCASTING = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean
+    Min Mod Mul Or PRelu Pow Sub Sum Where Xor""".split()
+
+
+def broadcasting(op: Op) -> str:
+    """Every input broadcasts against every other."""
+    return ", ".join(["..."] * len(op.node.inputs)) + " -> ..."
+
+
+def unary(op: Op) -> str:
+    """The first input passes; the others (bounds, ratios, seeds) are scalars."""
+    return ", ".join(["..."] + ["."] * (len(op.node.inputs) - 1)) + " -> " + ", ".join(["..."] * op.output_count)
+
+
+def quantize(op: Op) -> Typing | str | None:
+    """Scales and zero points are scalars, or lie along one axis; blocked ones fix the blocked axis."""
+    names = letters(op.rank(0))
+    tensor = " ".join(names)
+    if op.rank(1) == 0 or op.sizes(1) == [(1, 1)]:
+        return f"{tensor}, ., . -> {tensor}"
+    axis = op.axis(op.rank(0), 1)
+    if op.rank(1) == 1:
+        return f"{tensor}, {names[axis]}, {names[axis]} -> {tensor}"
+    scale = " ".join("_" if i == axis else name for i, name in enumerate(names))
+    return Typing(f"{tensor}, {scale}, {scale} -> {tensor}", fixed=(names[axis],))
+
+
+rule(UNARY, unary)
+rule(BROADCASTING, broadcasting)
+rule(["Identity", "Cast"], "... -> ...", moves=True)
+rule("CastLike", "..., . -> ...", moves=True)
+rule(["QuantizeLinear", "DequantizeLinear"], quantize)
+rule("DynamicQuantizeLinear", "... -> ..., ., .")
+rule(["BiasGelu", "FastGelu", "QuickGelu"], broadcasting, domain="com.microsoft")
+rule(["QuantizeLinear", "DequantizeLinear"], quantize, domain="com.microsoft")

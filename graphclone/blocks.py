@@ -1,0 +1,343 @@
+"""Find the residual streams of a graph: their points, half blocks (attention, FFN) and blocks.
+
+A point is a tensor every path from an embedding to the output crosses (path counts modulo a prime find them in linear
+time) with the type of the stream. Between two points lies a half block if a path passes without a contraction (the
+residual connection) and another with one (the branch). Masks, tables and encoder states are side inputs by
+construction: they do not descend from the embedding.
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from graphclone.axes.axis import Axis, find, is_static, is_unit
+from graphclone.axes.contractions import Contraction, contraction_of
+from graphclone.axes.solver import AxisTyping, TypedNode
+
+PRIME = (1 << 61) - 1
+ATTENTION_OPS = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """A residual branch: `kind` is attention, cross_attention or ffn; `entry` and `exit` are tensors of the stream."""
+
+    kind: str
+    entry: str
+    exit: str
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One period of a stack; `index` counts the parent's blocks."""
+
+    index: int
+    entry: str
+    exit: str
+    halves: tuple[Half, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A residual stream with repeated blocks; `prefix` is '' or such as 'encoder.'; `points` are its states."""
+
+    prefix: str
+    points: tuple[str, ...]
+    blocks: tuple[Block, ...]
+
+
+def find_stacks(graph: gs.Graph, typing: AxisTyping) -> tuple[Stack, ...]:
+    """Return the stacks of a graph in topological order.
+
+    Example:
+        [len(stack.blocks) for stack in find_stacks(model.graph, type_axes(model))]
+    """
+    flow = _Flow(graph, typing)
+    chains: list[tuple[str, list[str], list[Half]]] = []
+    for root in flow.roots:
+        points, halves = _halves(flow, root)
+        if len(halves) >= 2 and not any(set(points) & set(known) for _, known, _ in chains):
+            chains.append((root, points, halves))
+    found = []
+    for root, points, halves in chains:
+        for run in _runs(halves):
+            blocks = _group(run)
+            states = [blocks[0].entry, *(half.exit for block in blocks for half in block.halves)] if blocks else []
+            if blocks:
+                found.append((root, tuple(states), blocks))
+    return tuple(Stack(prefix, p, b) for prefix, (_, p, b) in zip(_prefixes(flow, found), found))
+
+
+class _Flow:
+    """The data flow among typed nodes: producers, consumers, what descends from which root."""
+
+    def __init__(self, graph: gs.Graph, typing: AxisTyping):
+        self.typing = typing
+        self.nodes: Sequence[TypedNode] = [n for n in typing.nodes if n.constrains and n.text]
+        self.order: dict[str, int] = {}
+        self.consumers: dict[str, list[int]] = defaultdict(list)
+        for i, node in enumerate(self.nodes):
+            for tensor in node.op.node.outputs:
+                self.order[tensor.name] = i
+            for name in {t.name for t in node.op.node.inputs if not isinstance(t, gs.Constant) and not t.is_empty()}:
+                self.consumers[name].append(i)
+        self.outputs = [t.name for t in graph.outputs]
+        self.contractions = [contraction_of(node) for node in self.nodes]
+        self.images = {t.name for t in graph.inputs if t.shape is not None and len(t.shape) == 4}
+        self.roots, self.raw_of = self._find_roots(graph)
+
+    def outputs_of(self, index: int) -> list[str]:
+        return [t.name for t in self.nodes[index].op.node.outputs if t.name]
+
+    def inputs_of(self, index: int) -> list[str]:
+        node = self.nodes[index].op.node
+        return [t.name for t in node.inputs if not isinstance(t, gs.Constant) and not t.is_empty()]
+
+    def _find_roots(self, graph: gs.Graph) -> tuple[list[str], dict[str, set[str]]]:
+        """Return the first tensors that mix data with a matrix, and float inputs that carry a free width."""
+        roots: list[str] = []
+        raw: dict[str, set[str]] = {t.name: {t.name} for t in graph.inputs}
+        rooted: set[str] = set()
+        for tensor in graph.inputs:
+            axes = self.typing.types.get(tensor.name)
+            if axes and len(axes) == 3 and is_static(axes[2]) and axes[2].lock is None:
+                roots.append(tensor.name)
+                rooted.add(tensor.name)
+        for i, node in enumerate(self.nodes):
+            names = self.inputs_of(i)
+            sources = set().union(*(raw.get(name, set()) for name in names)) if names else set()
+            if not sources:
+                continue
+            descends = any(name in rooted for name in names)
+            for name in self.outputs_of(i):
+                raw[name] = sources
+                if descends:
+                    rooted.add(name)
+                elif _has_matrix(node):
+                    roots.append(name)
+                    rooted.add(name)
+        return roots, raw
+
+    def descendants(self, start: str, stop: str | None = None) -> set[str]:
+        """Return the tensors that descend from one, itself included; `stop` is reached but not passed."""
+        seen, waiting = {start}, [start]
+        while waiting:
+            name = waiting.pop()
+            if name == stop:
+                continue
+            for i in self.consumers[name]:
+                for output in self.outputs_of(i):
+                    if output not in seen:
+                        seen.add(output)
+                        waiting.append(output)
+        return seen
+
+    def articulation(self, root: str) -> list[str]:
+        """Return the tensors every path from the root to its last output crosses, in order."""
+        below = self.descendants(root)
+        sinks = [name for name in self.outputs if name in below and name in self.order]
+        if not sinks:
+            return []
+        sink = max(sinks, key=lambda name: self.order[name])
+        dice = random.Random(0)
+        weight = {i: dice.randrange(1, PRIME) for i in range(len(self.nodes))}
+        nodes = sorted({self.order[name] for name in below if name in self.order})
+        forward, backward = {root: 1}, {sink: 1}
+        for i in nodes:
+            inflow = sum(forward.get(name, 0) for name in self.inputs_of(i)) * weight[i] % PRIME
+            for name in self.outputs_of(i):
+                if name != root:
+                    forward[name] = inflow
+        for i in reversed(nodes):
+            outflow = sum(backward.get(name, 0) for name in self.outputs_of(i)) * weight[i] % PRIME
+            if outflow:
+                for name in self.inputs_of(i):
+                    if name in below:
+                        backward[name] = (backward.get(name, 0) + outflow) % PRIME
+        whole = forward[sink]
+        crossed = [n for n in below if forward.get(n, 0) * backward.get(n, 0) % PRIME == whole]
+        return sorted(crossed, key=lambda name: self.order.get(name, -1))
+
+    def stream_type(self, name: str) -> tuple | None:
+        """Return what points of one stream share: the rank and the static axes."""
+        axes = self.typing.types.get(name)
+        if not axes or len(axes) < 2:
+            return None
+        static = tuple(id(find(axis)) for axis in axes if is_static(axis) and not is_unit(axis))
+        return (len(axes), static) if static else None
+
+    def between(self, entry: str, exit: str) -> tuple[int, ...]:
+        """Return the nodes on paths from one tensor to another."""
+        below = self.descendants(entry, exit)
+        return tuple(sorted(self._above(exit, below, entry)))
+
+    def _above(self, exit: str, within: set[str], stop: str) -> set[int]:
+        seen: set[int] = set()
+        waiting = [exit]
+        while waiting:
+            name = waiting.pop()
+            if name == stop or name not in within:
+                continue
+            i = self.order[name]
+            if i not in seen:
+                seen.add(i)
+                waiting.extend(self.inputs_of(i))
+        return seen
+
+
+def _has_matrix(node: TypedNode) -> bool:
+    for slot, tensor in enumerate(node.op.node.inputs):
+        if isinstance(tensor, gs.Constant) and tensor._values.dtype.kind not in "iub":
+            if sum(n > 1 for n in tensor._values.shape) >= 2:
+                return node.op.type not in ("Add", "Sub", "Mul", "Where", "Div")
+    return False
+
+
+def _halves(flow: _Flow, root: str) -> tuple[list[str], list[Half]]:
+    """Return the points and half blocks of the chain below a root."""
+    points = [p for p in flow.articulation(root) if flow.stream_type(p) is not None]
+    regions: list[tuple[str, str, str, tuple[int, ...]]] = []
+    for entry, exit in zip(points, points[1:]):
+        if flow.stream_type(entry) != flow.stream_type(exit):
+            regions.append(("break", entry, exit, ()))
+            continue
+        nodes = flow.between(entry, exit)
+        if not any(flow.contractions[i] is not None and flow.contractions[i].weight is not None for i in nodes):
+            regions.append(("norm", entry, exit, nodes))
+        elif _passes(flow, entry, exit, nodes):
+            regions.append((_kind(flow, entry, nodes), entry, exit, nodes))
+        else:
+            regions.append(("break", entry, exit, nodes))
+    followed = Counter()
+    for here, after in zip(regions, regions[1:]):
+        followed[here[0], after[0] == "norm"] += 1
+    last = next((i for i in range(len(regions) - 1, -1, -1) if regions[i][0] not in ("norm", "break")), -1)
+    if 0 <= last < len(regions) - 1 and followed[regions[last][0], True] == 1 and len(regions) > 2:
+        followed[regions[last][0], regions[last + 1][0] == "norm"] -= 1
+    halves: list[Half] = []
+    for i, (kind, entry, exit, nodes) in enumerate(regions):
+        if kind == "norm":
+            before = regions[i - 1][0] if i else "break"
+            if before not in ("norm", "break") and followed[before, True] > followed[before, False]:
+                previous = halves.pop()
+                halves.append(Half(previous.kind, previous.entry, exit, previous.nodes + nodes))
+        elif kind != "break":
+            halves.append(Half(kind, entry, exit, nodes))
+    return points, halves
+
+
+def _passes(flow: _Flow, entry: str, exit: str, nodes: tuple[int, ...]) -> bool:
+    """Tell whether a path leads from entry to exit without a contraction: the residual connection."""
+    inside, reached = set(nodes), {entry}
+    for i in nodes:
+        if i in inside and flow.contractions[i] is None and flow.nodes[i].op.type not in ATTENTION_OPS:
+            if any(name in reached for name in flow.inputs_of(i)):
+                reached.update(flow.outputs_of(i))
+    return exit in reached
+
+
+def _kind(flow: _Flow, entry: str, nodes: tuple[int, ...]) -> str:
+    """Name a branch: attention where a contraction sums over an axis that a softmax over scores normalised."""
+    below = flow.descendants(entry)
+    mixes = attention_nodes(flow.nodes, flow.contractions, nodes)
+    if not mixes:
+        return "ffn"
+    crossed = [_operands(flow, i, below) for i in mixes]
+    return "attention" if any(crossed) else "cross_attention"
+
+
+def _operands(flow: _Flow, index: int, below: set[str]) -> bool:
+    """Tell whether the values an attention mixes descend from the stream itself."""
+    node = flow.nodes[index]
+    slot = 2 if node.op.type in ATTENTION_OPS and node.op.has(2) else 1 if node.op.type not in ATTENTION_OPS else 0
+    names = [node.op.node.inputs[slot].name]
+    if node.op.type not in ATTENTION_OPS:
+        names = flow.inputs_of(index)
+        return all(name in below for name in names)
+    return all(name in below for name in names)
+
+
+def attention_nodes(
+    nodes: Sequence[TypedNode], contractions: Sequence[Contraction | None], within: Sequence[int]
+) -> list[int]:
+    """Return the nodes that mix values by attention: fused operators, and contractions over a softmax's axis."""
+    scores: set[int] = set()  # axes that contractions of two activations produce
+    normalised: set[int] = set()
+    found = []
+    for i in within:
+        node, contraction = nodes[i], contractions[i]
+        if node.op.type in ATTENTION_OPS:
+            found.append(i)
+        elif contraction is not None and contraction.weight is None:
+            if any(id(find(axis)) in normalised for axis in contraction.contracted):
+                found.append(i)
+            scores.update(id(find(axis)) for axis in node.outputs[0] or ())
+        elif node.op.type == "Softmax" and node.outputs[0]:
+            axis = node.outputs[0][node.op.axis(len(node.outputs[0]), -1)]
+            if id(find(axis)) in scores:
+                normalised.add(id(find(axis)))
+        elif node.op.type in ("ReduceSum", "ReduceMax") and node.op.axes and node.op.axes[0]:
+            summed = [a for a in node.op.axes[0] if id(find(a)) not in {id(find(o)) for o in node.outputs[0] or ()}]
+            normalised.update(id(find(a)) for a in summed if id(find(a)) in scores and node.op.type == "ReduceSum")
+    return found
+
+
+def _runs(halves: list[Half]) -> list[list[Half]]:
+    """Split the half blocks where the stream is interrupted."""
+    runs: list[list[Half]] = []
+    for half in halves:
+        if runs and runs[-1][-1].exit == half.entry:
+            runs[-1].append(half)
+        else:
+            runs.append([half])
+    return runs
+
+
+def _group(halves: list[Half]) -> tuple[Block, ...]:
+    """Group half blocks into blocks: one period, beginning with attention unless the whole run is periodic as it is."""
+    kinds = [half.kind for half in halves]
+    if "attention" not in kinds:
+        groups = [[half] for half in halves]
+    else:
+        period = next(p for p in range(1, len(kinds) + 1) if all(a == b for a, b in zip(kinds, kinds[p:])))
+        if len(kinds) % period == 0 and period < len(kinds) or kinds[0] == "attention" and kinds.count("attention") == 1:
+            starts = range(0, len(kinds), period)
+        else:
+            starts = [i for i, kind in enumerate(kinds) if kind == "attention"]
+        starts = list(starts)
+        groups = [halves[a:b] for a, b in zip(starts, [*starts[1:], len(halves)])]
+    return tuple(Block(i, g[0].entry, g[-1].exit, tuple(g)) for i, g in enumerate(groups))
+
+
+def _prefixes(flow: _Flow, found: list) -> list[str]:
+    """Name stacks: encoder and decoder where one attends to another, vision and text, else by number."""
+    if len(found) < 2:
+        return [""] * len(found)
+    crosses = [any(h.kind == "cross_attention" for b in blocks for h in b.halves) for _, _, blocks in found]
+    images = [bool(flow.raw_of.get(root, set()) & flow.images) for root, _, _ in found]
+    names = []
+    for i in range(len(found)):
+        if any(crosses):
+            names.append("decoder" if crosses[i] else "encoder")
+        elif any(images) and not all(images):
+            names.append("vision" if images[i] else "text")
+        else:
+            names.append("stack")
+    counts = Counter(names)
+    seen: Counter = Counter()
+    result = []
+    for name in names:
+        number = f"_{seen[name]}" if counts[name] > 1 else ""
+        seen[name] += 1
+        result.append(f"{name}{number}.")
+    return result
+
+
+def stream_axes(stack: Stack, typing: AxisTyping) -> Axis:
+    """Return the axis of a stack's stream that its width is."""
+    axes = typing.types[stack.points[0]]
+    return [axis for axis in axes if is_static(axis) and not is_unit(axis)][-1]
