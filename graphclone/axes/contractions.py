@@ -12,6 +12,9 @@ CONTRACTING = {
     "MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "FusedMatMul", "FusedGemm", "MatMulInteger", "QLinearMatMul",
     "FusedConv", "NhwcFusedConv",
 }  # fmt: skip
+REARRANGING = {
+    "Transpose", "Reshape", "Cast", "DequantizeLinear", "Squeeze", "Unsqueeze", "Identity", "Gather", "GatherND", "Slice",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +56,14 @@ def contraction_of(node: TypedNode) -> Contraction | None:
 
 
 def derives_from_constant(tensor: gs.Tensor) -> bool:
-    """Tell whether a tensor is an initializer or rearranged, dequantized or cast from initializers alone."""
+    """Tell whether a tensor is an initializer, or rearranged, picked, dequantized or cast from one."""
     for _ in range(8):
         if isinstance(tensor, gs.Constant):
             return True
         if not tensor.inputs:
             return False
         producer = tensor.inputs[0]
-        if producer.op not in ("Transpose", "Reshape", "Cast", "DequantizeLinear", "Squeeze", "Unsqueeze", "Identity"):
+        if producer.op not in REARRANGING:
             return False
         tensor = producer.inputs[0]
     return False

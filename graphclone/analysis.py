@@ -1,0 +1,36 @@
+"""Everything the tool knows of a model before it changes anything: axes, stacks, dimensions."""
+
+from dataclasses import dataclass
+
+from graphclone.axes.solver import AxisTyping, type_axes
+from graphclone.blocks import Stack, find_stacks
+from graphclone.dimensions import Dimension, name_dimensions
+from graphclone.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """typing: the axes of every tensor. stacks: the residual streams. dimensions: the named widths."""
+
+    typing: AxisTyping
+    stacks: tuple[Stack, ...]
+    dimensions: tuple[Dimension, ...]
+
+    def dimension(self, name: str) -> Dimension | None:
+        """Return the dimension of a name or alias."""
+        return self._names().get(name)
+
+    def _names(self) -> dict[str, Dimension]:
+        return {name: dimension for dimension in self.dimensions for name in dimension.names}
+
+
+def analyse(model: Model) -> Analysis:
+    """Type the axes of a model, find its blocks, name its dimensions.
+
+    Example:
+        >>> analyse(graphclone.load("gpt2.onnx")).dimension("blocks.0.ffn").size  # doctest: +SKIP
+        3072
+    """
+    typing = type_axes(model)
+    stacks = find_stacks(model.graph, typing)
+    return Analysis(typing, stacks, name_dimensions(typing, stacks, model.graph))

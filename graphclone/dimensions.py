@@ -1,0 +1,319 @@
+"""Name the widths of a model: hidden, vocab, blocks.3.ffn, blocks.3.heads, and say what locks the others."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from graphclone.axes.axis import Axis, find, first_lock, is_static, is_unit, leaves
+from graphclone.axes.contractions import Contraction, contraction_of
+from graphclone.axes.solver import AxisTyping, TypedNode
+from graphclone.blocks import ATTENTION_OPS, Stack, attention_nodes, stream_axes
+
+ORDER = ("hidden", "heads", "kv_heads", "queries_per_kv", "head_dim", "v_head_dim", "experts", "ffn", "vocab", "free")
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """A width that a plan may name.
+
+    name: as `blocks.3.ffn`. size: how many indices it has. role: hidden, heads, kv_heads, queries_per_kv, head_dim,
+    v_head_dim, ffn, experts, vocab or free. axes: what it is in the graph (more than one where the name speaks of
+    several, as `vocab` does of the embedding and of an untied head). aliases: other accepted names. locked: why it
+    cannot be cut, or None. stack: the prefix of its stack. blocks: the parent's blocks it spans.
+    weights: how many initializers carry it. minimum: the least size the graph admits.
+    """
+
+    name: str
+    size: int
+    role: str
+    axes: tuple[Axis, ...]
+    aliases: tuple[str, ...] = ()
+    locked: str | None = None
+    stack: str = ""
+    blocks: tuple[int, ...] = ()
+    weights: int = 0
+    minimum: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+
+@dataclass(slots=True)
+class _Found:
+    """A dimension while names for it are collected."""
+
+    role: str
+    axis: Axis
+    names: list[str] = field(default_factory=list)
+    stack: str = ""
+    blocks: list[int] = field(default_factory=list)
+
+
+def name_dimensions(typing: AxisTyping, stacks: Sequence[Stack], graph: gs.Graph) -> tuple[Dimension, ...]:
+    """Return every width of a model that initializers carry, named; blocks in order, then what is outside.
+
+    Example:
+        [d.name for d in name_dimensions(typing, stacks, graph) if d.locked is None]
+    """
+    return _Namer(typing, stacks, graph).run()
+
+
+class _Namer:
+    def __init__(self, typing: AxisTyping, stacks: Sequence[Stack], graph: gs.Graph):
+        self.typing = typing
+        self.stacks = stacks
+        self.graph = graph
+        self.nodes: list[TypedNode] = [n for n in typing.nodes if n.constrains and n.text]
+        self.contractions: list[Contraction | None] = [contraction_of(node) for node in self.nodes]
+        self.found: dict[tuple, _Found] = {}
+        self.taken: set[int] = set()  # leaves that a named dimension speaks of
+        self.carriers = self._carriers()
+
+    def run(self) -> tuple[Dimension, ...]:
+        for stack in self.stacks:
+            self._add("hidden", stream_axes(stack, self.typing), f"{stack.prefix}hidden", stack.prefix)
+        for stack in self.stacks:
+            for block in stack.blocks:
+                self._block(stack, block)
+        self._vocabulary()
+        self._outside()
+        return tuple(self._finish(entry) for entry in self.found.values())
+
+    # what carries a leaf ----------------------------------------------------------------------------------------
+
+    def _carriers(self) -> dict[int, set[str]]:
+        """Return, per leaf, the names of the float initializers (or float inputs) that carry it."""
+        carriers: dict[int, set[str]] = defaultdict(set)
+        for name, uses in self.typing.uses.items():
+            for use in uses:
+                if use.node is not None and not _is_float_constant(use):
+                    continue
+                for axis in use.axes:
+                    for leaf in leaves(axis):
+                        carriers[id(leaf)].add(name)
+        return carriers
+
+    def _weights_of(self, axes: Iterable[Axis]) -> int:
+        return len(set().union(*(self.carriers.get(id(leaf), set()) for axis in axes for leaf in leaves(axis)), set()))
+
+    # collecting -------------------------------------------------------------------------------------------------
+
+    def _add(self, role: str, axis: Axis, name: str, stack: str = "", block: int | None = None) -> None:
+        axis = find(axis)
+        if is_unit(axis) or not is_static(axis):
+            return
+        entry = self.found.setdefault((axis_key(axis), role), _Found(role, axis, stack=stack))
+        if name not in entry.names:
+            entry.names.append(name)
+        if block is not None and block not in entry.blocks:
+            entry.blocks.append(block)
+        self.taken |= {id(leaf) for leaf in leaves(axis)}
+
+    def _block(self, stack: Stack, block) -> None:
+        base = f"{stack.prefix}blocks.{block.index}."
+        seen_attention = 0
+        for half in block.halves:
+            mixes = attention_nodes(self.nodes, self.contractions, half.nodes)
+            for i in mixes:
+                cross = half.kind == "cross_attention"
+                before = "cross_" if cross else ""
+                if not cross:
+                    before = f"attention_{seen_attention}_" if seen_attention else ""
+                    seen_attention += 1
+                for role, axis in self._attention_axes(i, half.nodes):
+                    self._add(role, axis, f"{base}{before}{role}", stack.prefix, block.index)
+        for half in block.halves:
+            self._experts(half.nodes, base, stack.prefix, block.index)
+        self._feed_forward([i for half in block.halves for i in half.nodes], base, stack.prefix, block.index)
+
+    def _attention_axes(self, index: int, within: Sequence[int]) -> list[tuple[str, Axis]]:
+        """Return the roles of the axes around one attention: heads (grouped or not), head_dim, v_head_dim."""
+        node = self.nodes[index]
+        if node.op.type in ATTENTION_OPS:
+            return self._fused_axes(node)
+        mix = self.contractions[index]
+        scores = self._scores_before(index, within)
+        heads = [axis for axis in mix.shared if is_static(axis) and not is_unit(axis)]
+        if scores is not None:
+            heads = [axis for axis in scores.shared if is_static(axis) and not is_unit(axis)] or heads
+        roles = self._head_roles(heads)
+        inner = [axis for axis in (scores.contracted if scores else ()) if is_static(axis)]
+        roles += [("head_dim", axis) for axis in inner[:1]]
+        contracted = {id(find(axis)) for axis in mix.contracted}
+        value = [
+            axis
+            for axis in node.outputs[0] or ()
+            if is_static(axis) and not is_unit(axis) and id(find(axis)) not in contracted
+        ]
+        known = {id(leaf) for axis in heads for leaf in leaves(axis)} | {id(find(axis)) for axis in inner}
+        known |= {id(leaf) for axis in inner for leaf in leaves(axis)}
+        values = [axis for axis in value if id(find(axis)) not in known and not {id(x) for x in leaves(axis)} <= known]
+        role = "v_head_dim" if inner else "head_dim"
+        return roles + [(role, axis) for axis in values[-1:]]
+
+    def _head_roles(self, heads: list[Axis]) -> list[tuple[str, Axis]]:
+        if not heads:
+            return []
+        if len(heads) == 1 and find(heads[0]).kind == "atom":
+            return [("heads", heads[0])]
+        flat = [part for axis in heads for part in _outer_parts(axis)]
+        flat = [part for part in flat if is_static(part) and not is_unit(part)]
+        if len(flat) == 1:
+            return [("heads", flat[0])]
+        return list(zip(("kv_heads", "queries_per_kv"), flat[:2]))
+
+    def _fused_axes(self, node: TypedNode) -> list[tuple[str, Axis]]:
+        bound = node.bound
+        size = lambda name: name in bound and not is_unit(bound[name])  # noqa: E731
+        roles: list[tuple[str, Axis]] = []
+        if "h" in bound:
+            roles.append(("heads", bound["h"]))
+        elif size("r") and size("g"):
+            roles += [("kv_heads", bound["g"]), ("queries_per_kv", bound["r"])]
+        elif size("r"):
+            roles.append(("heads", bound["r"]))
+        elif "g" in bound:
+            roles += self._head_roles([bound["g"]])
+        if "d" in bound:
+            roles.append(("head_dim", bound["d"]))
+        elif "p" in bound:
+            roles.append(("head_dim", node.outputs[0][-1]) if node.op.rank(0) == 4 else ("head_dim", bound["p"]))
+        if "v" in bound and find(bound["v"]) is not find(bound["d"]):
+            roles.append(("v_head_dim", bound["v"]))
+        return roles
+
+    def _scores_before(self, index: int, within: Sequence[int]) -> Contraction | None:
+        """Return the contraction of queries with keys whose scores the attention at `index` mixes by."""
+        for i in reversed([i for i in within if i < index]):
+            contraction = self.contractions[i]
+            if contraction is not None and contraction.weight is None and i != index:
+                outputs = {id(find(axis)) for axis in self.nodes[i].outputs[0] or ()}
+                if any(id(find(axis)) in outputs for axis in self.contractions[index].contracted):
+                    return contraction
+        return None
+
+    def _experts(self, nodes: Sequence[int], base: str, prefix: str, block: int) -> None:
+        inside = {self.nodes[i].op.where for i in nodes}
+        for axis, _, where in self.typing.minimum:
+            if where in inside and find(axis).kind == "atom":
+                self._add("experts", axis, f"{base}experts", prefix, block)
+
+    def _feed_forward(self, nodes: Sequence[int], base: str, prefix: str, block: int) -> None:
+        """Name what weights contract inside a block and nothing else has named: the widest is the ffn."""
+        widths: dict[int, Axis] = {}
+        for i in nodes:
+            contraction = self.contractions[i]
+            if contraction is None or contraction.weight is None:
+                continue
+            for axis in contraction.contracted:
+                for leaf in leaves(axis):
+                    if id(leaf) not in self.taken and is_static(leaf) and not is_unit(leaf) and self.carriers.get(id(leaf)):
+                        widths.setdefault(id(leaf), leaf)
+        if not widths:
+            return
+        main = max(widths.values(), key=lambda leaf: (leaf.lock is None, self._volume(leaf)))
+        others = [leaf for leaf in widths.values() if leaf is not main]
+        for number, leaf in enumerate(others):
+            self._add("ffn", leaf, f"{base}ffn_{number}", prefix, block)
+        self._add("ffn", main, f"{base}ffn", prefix, block)
+
+    def _volume(self, leaf: Axis) -> int:
+        return leaf.size[0] * len(self.carriers.get(id(leaf), ()))
+
+    def _vocabulary(self) -> None:
+        """Name what ids range over, largest first; an untied head's equally large output goes with it."""
+        axes = sorted(self.typing.index_axes.values(), key=lambda axis: -axis.size[0])
+        for number, axis in enumerate(a for a in axes if is_static(a)):
+            name = "vocab" if number == 0 else f"vocab_{number}"
+            self._add("vocab", axis, name)
+            if number == 0:
+                self._untied_head(axis)
+
+    def _untied_head(self, vocab: Axis) -> None:
+        for tensor in self.graph.outputs:
+            axes = self.typing.types.get(tensor.name)
+            last = find(axes[-1]) if axes else None
+            if last is not None and last.kind == "atom" and last.size == vocab.size and id(last) not in self.taken:
+                self.found[axis_key(vocab), "vocab"].names.append(f"={id(last)}")
+                self.heads = {id(last): last}
+                self.taken.add(id(last))
+
+    def _outside(self) -> None:
+        """Name what is left: widths before the first block `stem_n`, behind it `head_n`."""
+        ends = {stack.points[-1] for stack in self.stacks}
+        passed, stem, head = not self.stacks, 0, 0
+        for node in self.nodes:
+            for slot, tensor in enumerate(node.op.node.inputs):
+                if not isinstance(tensor, gs.Constant) or slot >= len(node.op.axes) or node.op.axes[slot] is None:
+                    continue
+                for axis in node.op.axes[slot]:
+                    for leaf in leaves(axis):
+                        if id(leaf) in self.taken or is_unit(leaf) or not self.carriers.get(id(leaf)):
+                            continue
+                        if leaf.lock is None:
+                            name = f"head_{head}" if passed else f"stem_{stem}"
+                            head, stem = head + passed, stem + (not passed)
+                        else:
+                            name = self._fixed_name(leaf, node, slot)
+                        self._add("free", leaf, name)
+            passed = passed or any(t.name in ends for t in node.op.node.outputs)
+
+    def _fixed_name(self, leaf: Axis, node: TypedNode, slot: int) -> str:
+        """Return a name for a locked width outside blocks: channels, kernel, positions, each numbered from the second on."""
+        if "of graph input" in leaf.lock:
+            kind = "channels"
+        elif node.op.type.startswith("Conv") and slot == 1:
+            kind = "kernel"
+        else:
+            kind = "positions"
+        taken = {name for entry in self.found.values() for name in entry.names}
+        return next(name for name in (kind, *(f"{kind}_{n}" for n in range(1, 10_000))) if name not in taken)
+
+    # finishing --------------------------------------------------------------------------------------------------
+
+    def _finish(self, entry: _Found) -> Dimension:
+        axes = [entry.axis]
+        names = []
+        for name in entry.names:
+            if name.startswith("="):
+                axes.append(self.heads[int(name[1:])])
+            else:
+                names.append(name)
+        least = [n for axis, n, _ in self.typing.minimum if find(axis) is entry.axis]
+        return Dimension(
+            names[0] if entry.role != "hidden" or len(names) == 1 else "hidden",
+            entry.axis.size[0],
+            entry.role,
+            tuple(axes),
+            tuple(names[1:] if entry.role != "hidden" or len(names) == 1 else names),
+            next((reason for axis in axes if (reason := first_lock(axis))), None),
+            entry.stack,
+            tuple(sorted(entry.blocks)),
+            self._weights_of(axes),
+            max(least, default=1),
+        )
+
+
+def _outer_parts(axis: Axis) -> tuple[Axis, ...]:
+    axis = find(axis)
+    return tuple(find(part) for part in axis.parts) if axis.kind == "product" else (axis,)
+
+
+def _is_float_constant(use) -> bool:
+    tensor = use.node.inputs[use.slot]
+    return tensor._values.dtype.kind not in "iubSU"
+
+
+def axis_key(axis: Axis) -> tuple:
+    """Return what two axes share when they are made of the same atoms in the same way."""
+    axis = find(axis)
+    return (id(axis),) if axis.kind == "atom" else (axis.kind, *(axis_key(part) for part in axis.parts))
+
+
+def natural(name: str) -> list:
+    """Return a key that sorts `blocks.10` behind `blocks.9`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
