@@ -1,7 +1,7 @@
 """Drop blocks: rewire each exit to its entry, remove what died, renumber what stays."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -179,23 +179,27 @@ def _renumber(child: Model, numbering: Sequence[tuple[str, int]], kept: Sequence
 
         return pattern.sub(one, text)
 
-    taken: set[str] = set()
-    metadata = {}
-    values = {}
     for graph in walk(child.graph):
-        for tensor in _unique(t for node in graph.nodes for t in (*node.inputs, *node.outputs)):
-            new = renamed(tensor.name)
-            if new != tensor.name and tensor.name in child.value_metadata:
-                values[new] = child.value_metadata[tensor.name]
-            tensor.name = new
-        for node in graph.nodes:
-            props = child.node_metadata.get(node.name)
-            node.name = renamed(node.name)
-            if props:
-                metadata[node.name] = {key: renamed(value) for key, value in props.items()}
-            taken.add(node.name)
-    child.node_metadata = metadata
-    child.value_metadata = {**{k: v for k, v in child.value_metadata.items() if k not in values}, **values}
+        tensors = _unique(t for node in graph.nodes for t in (*node.inputs, *node.outputs))
+        child.value_metadata = _rename(tensors, renamed, child.value_metadata)
+        child.node_metadata = _rename(graph.nodes, renamed, child.node_metadata)
+    child.node_metadata = {
+        name: {key: renamed(value) for key, value in props.items()} for name, props in child.node_metadata.items()
+    }
+
+
+def _rename(items: Sequence, renamed: Callable[[str], str], notes: dict[str, dict]) -> dict[str, dict]:
+    """Rename tensors or nodes and what is noted under their names; what a dropped block left behind makes way."""
+    taken = {new for item in items if (new := renamed(item.name)) != item.name}
+    result = dict(notes)
+    for item in items:
+        old, new = item.name, renamed(item.name)
+        while new == old and item.name in taken:
+            item.name += "_shared"
+        item.name = item.name if new == old else new
+        if item.name != old and old in notes:
+            result[item.name] = notes[old]
+    return result
 
 
 def _unique(tensors: Iterable[gs.Tensor]) -> list[gs.Tensor]:
