@@ -7,8 +7,10 @@ The zoo is the judge of the engine, so it may know families by name; the engine 
 48
 """
 
+from zoo.choose import choose, dimensions
 from zoo.export import export
 from zoo.families import FAMILIES, family
 from zoo.feeds import feeds
+from zoo.native import native
 
-__all__ = ["FAMILIES", "export", "family", "feeds"]
+__all__ = ["FAMILIES", "choose", "dimensions", "export", "family", "feeds", "native"]

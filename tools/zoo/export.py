@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from zoo.families import family
-from zoo.family import Family
+from zoo.family import DYNAMIC, Family
 from zoo.feeds import feeds
 
 ROUTES = ("dynamo18", "dynamo20", "dynamo23", "legacy17", "fused")
-"""`dynamoN`: torch's dynamo exporter at opset N; `legacy17`: the TorchScript one; `fused`: onnxruntime's optimizer on it."""
+"""`dynamoN`: torch's dynamo exporter at opset N; `legacy17`: the TorchScript one; `fused`: ORT's optimizer after it."""
 
 FAILURES: dict[tuple[str, str], str] = {}
 """Exports that cannot be made, and why: (family, route) -> reason."""
@@ -49,20 +49,15 @@ def export(name: str, route: str = "dynamo18", seed: int | None = None) -> Path:
     return path
 
 
-def _axes(shape: tuple[str | int, ...], outputs: bool = False) -> dict[int, str]:
-    names = ("batch", "sequence", "decoder_sequence", "frames")
-    return {position: size for position, size in enumerate(shape) if size in names}
+def _axes(shape: tuple[str | int, ...]) -> dict[int, str]:
+    return {position: size for position, size in enumerate(shape) if size in DYNAMIC}
 
 
 def _dynamo(opset: int):
     def write(given: Family, seed: int | None, path: Path) -> None:
         model = given.build(seed)
         example = tuple(torch.from_numpy(array) for array in feeds(given.name, padded=True).values())
-        dims = {name: torch.export.Dim.DYNAMIC for name in ("batch", "sequence", "decoder_sequence")}
-        shapes = tuple(
-            {position: dims.get(size, torch.export.Dim.DYNAMIC) for position, size in _axes(each.shape).items()}
-            for each in given.inputs.values()
-        )
+        shapes = tuple(_axes(each.shape) for each in given.inputs.values())
         program = torch.onnx.export(
             model,
             example,

@@ -7,7 +7,9 @@ import torch
 
 from zoo.layout import Layout
 
-BATCH, SEQUENCE = "batch", "sequence"
+BATCH, SEQUENCE, DECODER_SEQUENCE, SAMPLES = "batch", "sequence", "decoder_sequence", "samples"
+DYNAMIC = (BATCH, SEQUENCE, DECODER_SEQUENCE, SAMPLES)
+"""Symbols of the dynamic axes; another symbol in a shape names a dimension."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,6 @@ class Family:
     """A family: `make()` returns the framework's model, tiny and with random weights.
 
     outputs: fields of the model's output -> shape with symbols for the dynamic axes.
-    attention: attention implementation for export (`sdpa`, or `eager` where that does not export).
     """
 
     name: str
@@ -47,11 +48,18 @@ class Family:
 
 
 @torch.no_grad()
-def perturb(model: torch.nn.Module, spread: float = 0.3) -> None:
-    """Add noise to every parameter that starts constant (norms, biases, tokens), so that a permutation is visible."""
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 1 or parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+def perturb(model: torch.nn.Module, spread: float = 0.3, gain: float = 1.5) -> None:
+    """Make every weight matter: fresh models hold constants and matrices so small that attention hardly acts.
+
+    spread: deviation of the noise on whatever starts constant (norms, biases, tokens): permutations become visible.
+    gain: matrices are scaled up to a deviation of gain / sqrt(fan-in), where they are below it.
+    """
+    for parameter in model.parameters():
+        if parameter.dim() < 2 or bool((parameter == parameter.flatten()[0]).all()):
             parameter.add_(spread * torch.randn_like(parameter))
+        else:
+            wanted = gain / (parameter[0].numel() if parameter.shape[0] > 1 else parameter.shape[-1]) ** 0.5
+            parameter.mul_(max(1.0, float(wanted / parameter.std())))
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.add_(spread * torch.randn_like(buffer))

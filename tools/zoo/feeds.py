@@ -4,14 +4,12 @@ import numpy as np
 
 from zoo.families import family
 
-PATTERN = {"batch": 2, "sequence": 7, "decoder_sequence": 5}
-
 
 def feeds(name: str, batch: int = 2, seq: int = 7, *, padded: bool = False, seed: int = 0) -> dict[str, np.ndarray]:
     """Return numpy feeds by input name.
 
     name: family.
-    batch, seq: sizes of the dynamic axes; a decoder's own sequence is `seq - 2`.
+    batch, seq: sizes of the dynamic axes; a decoder's own sequence is `seq - 2`, audio has `40 * seq` samples.
     padded: end every second row's attention mask two positions early (right padding).
     seed: of the ids and floats.
 
@@ -19,7 +17,7 @@ def feeds(name: str, batch: int = 2, seq: int = 7, *, padded: bool = False, seed
     {'input_ids': (2, 7), 'attention_mask': (2, 7)}
     """
     random = np.random.default_rng(seed)
-    sizes = {"batch": batch, "sequence": seq, "decoder_sequence": seq - 2}
+    sizes = {"batch": batch, "sequence": seq, "decoder_sequence": seq - 2, "samples": 40 * seq}
     result = {}
     for key, given in family(name).inputs.items():
         shape = tuple(sizes.get(size, size) for size in given.shape)

@@ -1,10 +1,12 @@
 """List the families; each file of this folder holds the ones that look alike."""
 
-from zoo.families import decoders, encoders, vision
+from zoo.families import decoders, dual, encoders, experts, others, seq2seq, vision
 from zoo.family import Family
 
 FAMILIES: dict[str, Family] = {
-    each.name: each for module in (decoders, encoders, vision) for each in module.FAMILIES
+    each.name: each
+    for module in (decoders, experts, encoders, seq2seq, vision, dual, others)
+    for each in module.FAMILIES
 }
 
 
