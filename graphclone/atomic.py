@@ -68,19 +68,20 @@ def _target(path: Path) -> Path:
 
 
 def _rename(temporary: list[Path], targets: list[Path]) -> None:
-    """Rename all, or undo: a hard link keeps each replaced file until the last rename is done."""
+    """Rename all, or undo: every replaced file but the last is kept until the last rename is done."""
     undo: list[tuple[Path, Path | None]] = []
     try:
-        for source, target in zip(temporary, targets, strict=True):
-            kept = None
-            if target is not targets[-1] and os.path.lexists(target):
-                kept = target.with_name(f".graphclone-{secrets.token_hex(6)}.old")
-                os.link(target, kept, follow_symlinks=False)
-            undo.append((target, kept))
+        for source, target in zip(temporary[:-1], targets[:-1], strict=True):
+            undo.append((target, _keep(target)))
             os.replace(source, target)
+        os.replace(temporary[-1], targets[-1])
     except BaseException:
-        for target, kept in undo[:-1]:
-            os.replace(kept, target) if kept else target.unlink(missing_ok=True)
+        done = not temporary[-1].exists()
+        for target, kept in () if done else undo:
+            if kept:
+                os.replace(kept, target)
+            else:
+                target.unlink(missing_ok=True)
         raise
     finally:
         for _, kept in undo:
@@ -93,6 +94,18 @@ def _rename(temporary: list[Path], targets: list[Path]) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def _keep(target: Path) -> Path | None:
+    """Give a file a second name, by a hard link or, where the file system has none, by renaming it."""
+    if not os.path.lexists(target):
+        return None
+    kept = target.with_name(f".graphclone-{secrets.token_hex(6)}.old")
+    try:
+        os.link(target, kept, follow_symlinks=False)
+    except OSError:
+        os.replace(target, kept)
+    return kept
 
 
 def _reason(path: Path, error: OSError) -> str:

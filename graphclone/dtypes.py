@@ -18,7 +18,9 @@ def numpy_dtype(onnx_dtype: int) -> np.dtype:
     try:
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(onnx_dtype))
     except KeyError:
-        raise InputError(f"element type {onnx_dtype} is unknown to onnx {onnx.__version__}; install a newer onnx") from None
+        raise InputError(
+            f"element type {onnx_dtype} is unknown to onnx {onnx.__version__}; install a newer onnx"
+        ) from None
 
 
 @functools.cache

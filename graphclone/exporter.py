@@ -48,17 +48,16 @@ class Exporter:
         self.weights: dict[str, Weight] = {}
         self._values: dict[str, object] = {}
 
-    def main(self, graph: gs.Graph, unused: Mapping[str, Weight]) -> GraphProto:
-        """Export the main graph. Raises: GraphcloneError where two constants share a name."""
+    def main(self, graph: gs.Graph, unused: Mapping[str, Weight], proto: GraphProto) -> None:
+        """Export the main graph into `proto`. Raises: GraphcloneError where two constants share a name."""
         self._find_owners(graph, (graph,))
         self.weights |= {name: weight for name, weight in unused.items() if name not in self.weights}
         for name in unused:
             self.owners.setdefault(name, (graph,))
-        proto = self._graph(graph, is_main=True)
+        self._graph(graph, proto)
         names = [name for name, path in self.owners.items() if path[-1] is graph]
         names.sort(key=lambda name: self.rank.get(name, len(self.rank)))
         self.stored = [(self._header(name), self.weights[name]) for name in names]
-        return proto
 
     def _find_owners(self, graph: gs.Graph, path: tuple[gs.Graph, ...]) -> None:
         """Give each constant to the innermost graph around all its readers, those of the file's main graph to that."""
@@ -75,9 +74,10 @@ class Exporter:
                 if isinstance(value, gs.Graph):
                     self._find_owners(value, (*path, value))
 
-    def _graph(self, graph: gs.Graph, is_main: bool = False) -> GraphProto:
-        proto = GraphProto(name=graph.name, doc_string=graph.doc_string)
-        proto.node.extend(self._node(node, graph) for node in graph.nodes)
+    def _graph(self, graph: gs.Graph, proto: GraphProto) -> None:
+        proto.name, proto.doc_string = graph.name, graph.doc_string
+        for node in graph.nodes:
+            self._node(node, graph, proto.node.add())
         proto.input.extend(self._info(tensor) for tensor in graph.inputs)
         proto.output.extend(self._info(tensor) for tensor in graph.outputs)
         known = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
@@ -85,45 +85,52 @@ class Exporter:
             for tensor in node.outputs:
                 if tensor.name and tensor.name not in known and self._has_info(tensor):
                     proto.value_info.append(self._info(tensor))
-        if not is_main:
-            for name, path in self.owners.items():
-                if path[-1] is graph:
-                    self.inner.append((proto.initializer.add(), self.weights[name]))
-                    self.inner[-1][0].CopyFrom(self._header(name))
-        return proto
+
+    def _inner_graph(self, graph: gs.Graph, proto: GraphProto) -> None:
+        self._graph(graph, proto)
+        for name, path in self.owners.items():
+            if path[-1] is graph:
+                header = proto.initializer.add()
+                header.CopyFrom(self._header(name))
+                self.inner.append((header, self.weights[name]))
 
     def _header(self, name: str) -> TensorProto:
         header = self.weights[name].header(name)
         add_metadata(header.metadata_props, self.value_metadata.get(name))
         return header
 
-    def _node(self, node: gs.Node, graph: gs.Graph) -> NodeProto:
-        proto = NodeProto(op_type=node.op, name=node.name, domain=node.domain or None)
+    def _node(self, node: gs.Node, graph: gs.Graph, proto: NodeProto) -> None:
         proto.input.extend(tensor.name for tensor in node.inputs)
         proto.output.extend(tensor.name for tensor in node.outputs)
+        proto.name, proto.op_type = node.name, node.op
+        if node.domain:
+            proto.domain = node.domain
         for name, value in node.attrs.items():
-            proto.attribute.append(self._attribute(name, value, node, graph))
+            self._attribute(value, node, graph, proto.attribute.add(name=name))
         add_metadata(proto.metadata_props, self.node_metadata.get(node.name))
         if node.name in self.node_docs:
             proto.doc_string = self.node_docs[node.name]
-        return proto
 
-    def _attribute(self, name: str, value: object, node: gs.Node, graph: gs.Graph) -> AttributeProto:
+    def _attribute(self, value: object, node: gs.Node, graph: gs.Graph, proto: AttributeProto) -> None:
+        """Write an attribute in place: `inner` points into the proto, and a copy would leave it behind."""
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        is_list = isinstance(value, (list, tuple))
         if isinstance(value, gs.Graph):
-            return AttributeProto(name=name, type=AttributeProto.GRAPH, g=self._graph(value))
-        if isinstance(value, gs.Constant):
-            return AttributeProto(name=name, type=AttributeProto.TENSOR, t=_attribute_tensor(value))
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
-        if isinstance(value, (list, tuple)):
-            if not value:
-                return AttributeProto(name=name, type=_list_kind(name, node, graph))
-            if isinstance(value[0], gs.Constant):
-                tensors = [_attribute_tensor(item) for item in value]
-                return AttributeProto(name=name, type=AttributeProto.TENSORS, tensors=tensors)
-        if isinstance(value, (type, np.dtype)):
-            value = onnx_dtype_of(np.dtype(value))
-        return helper.make_attribute(name, value)
+            proto.type = AttributeProto.GRAPH
+            self._inner_graph(value, proto.g)
+        elif isinstance(value, gs.Constant):
+            proto.type = AttributeProto.TENSOR
+            proto.t.CopyFrom(_attribute_tensor(value))
+        elif is_list and not value:
+            proto.type = _list_kind(proto.name, node, graph)
+        elif is_list and isinstance(value[0], gs.Constant):
+            proto.type = AttributeProto.TENSORS
+            proto.tensors.extend(_attribute_tensor(item) for item in value)
+        elif isinstance(value, (type, np.dtype)):
+            proto.type = AttributeProto.INT
+            proto.i = onnx_dtype_of(np.dtype(value))
+        else:
+            proto.CopyFrom(helper.make_attribute(proto.name, value))
 
     def _has_info(self, tensor: gs.Tensor) -> bool:
         return tensor.dtype is not None or tensor.name in self.value_metadata or hasattr(tensor, "type_proto")

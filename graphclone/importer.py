@@ -5,12 +5,21 @@ attribute types it does not know. This one keeps them, and leaves one form of ev
 `Identity` of an initializer, no two tensors and no two nodes of one name, in subgraphs neither.
 """
 
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    NodeProto,
+    StringStringEntryProto,
+    TensorProto,
+    TensorShapeProto,
+    TypeProto,
+    ValueInfoProto,
+)
 
 from graphclone.dtypes import numpy_dtype
 from graphclone.errors import InputError
@@ -20,6 +29,33 @@ Scope = ChainMap[str, gs.Tensor]
 Metadata = dict[str, dict[str, str]]
 
 STANDARD = ("", "ai.onnx")
+FOLDED = ("Constant", "Identity")
+
+
+class Names:
+    """Hand out names that are all different.
+
+    Example:
+        >>> names = Names()
+        >>> [names.take("Add") for _ in range(3)]
+        ['Add', 'Add_1', 'Add_2']
+    """
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+        self.reserved: set[str] = set()
+        self._counts: Counter[str] = Counter()
+
+    def take(self, name: str, inside: bool = False) -> str:
+        """Return `name`, or with a number after it where it is taken, or `inside` a subgraph also where reserved."""
+        if not isinstance(name, str):
+            raise InputError(f"the name {name!r} is not UTF-8 text; the file is damaged: download or export it again")
+        candidate = name
+        while candidate in self.taken or ((inside or candidate != name) and candidate in self.reserved):
+            self._counts[name] += 1
+            candidate = f"{name}_{self._counts[name]}"
+        self.taken.add(candidate)
+        return candidate
 
 
 class Importer:
@@ -38,13 +74,12 @@ class Importer:
         self.node_metadata: Metadata = {}
         self.node_docs: dict[str, str] = {}
         self.value_metadata: Metadata = {}
-        self._tensor_names: set[str] = set()
-        self._node_names: set[str] = set()
-        self._main_names: set[str] = set()
+        self._tensor_names = Names()
+        self._node_names = Names()
 
     def main(self, proto: GraphProto) -> gs.Graph:
         """Import the main graph. Raises: InputError where the graph is not well formed."""
-        self._main_names = {node.name for node in proto.node}
+        self._node_names.reserved.update(node.name for node in proto.node)
         scope: Scope = ChainMap({})
         graph = self._graph(proto, scope)
         self.order = tuple(initializer.name for initializer in proto.initializer)
@@ -59,15 +94,21 @@ class Importer:
         """Import a graph into `scope`, whose first map becomes its own tensors by the names in the file."""
         if proto.sparse_initializer:
             name = proto.sparse_initializer[0].values.name
-            raise InputError(f"initializer '{name}' is sparse, which graphclone cannot read; export it as a dense tensor")
-        infos = {info.name: info for info in (*proto.value_info, *proto.output, *proto.input)}
+            raise InputError(
+                f"initializer '{name}' is sparse, which graphclone cannot read; export it as a dense tensor"
+            )
+        infos: dict[str, ValueInfoProto] = {}
+        for info in (*proto.value_info, *proto.output, *proto.input):
+            if info.name not in infos or info.type.WhichOneof("value"):
+                infos[info.name] = info
         for initializer in proto.initializer:
             constant = gs.Constant(self._define(initializer.name, scope), self.read(initializer))
             self._note(constant.name, initializer.metadata_props, infos.get(initializer.name))
             scope[initializer.name] = constant
         inputs = [self._variable(info.name, scope, infos) for info in proto.input if info.name not in scope.maps[0]]
-        outputs = {info.name for info in proto.output}
-        nodes = [node for node in proto.node if not self._constant(node, scope, outputs, infos)]
+        fixed = {name for node in proto.node if node.op_type not in FOLDED for name in node.output}
+        fixed.update(info.name for info in proto.output)
+        nodes = [node for node in proto.node if not self._constant(node, scope, fixed, infos)]
         for node in nodes:
             for name in filter(None, node.output):
                 self._variable(name, scope, infos)
@@ -75,24 +116,26 @@ class Importer:
             nodes=[self._node(node, scope) for node in nodes],
             inputs=inputs,
             outputs=[self._read_tensor(info.name, scope, f"graph output of '{proto.name}'") for info in proto.output],
-            name=proto.name,
-            doc_string=proto.doc_string,
+            name=legible(proto.name),
+            doc_string=legible(proto.doc_string),
         )
 
-    def _constant(self, node: NodeProto, scope: Scope, outputs: set[str], infos: dict[str, ValueInfoProto]) -> bool:
+    def _constant(self, node: NodeProto, scope: Scope, fixed: set[str], infos: dict[str, ValueInfoProto]) -> bool:
         """Take in a Constant node, or an Identity of a constant, as a constant; tell whether it was one."""
         if node.domain not in STANDARD:
             return False
         if node.op_type == "Constant":
+            if len(node.output) != 1:
+                raise InputError(f"Constant node '{node.name}' has {len(node.output)} outputs; export the model again")
             name = node.output[0]
             constant = gs.Constant(self._define(name, scope), self._constant_weight(node))
             self._note(constant.name, (), infos.get(name))
             scope[name] = constant
             return True
-        if node.op_type != "Identity" or node.output[0] in outputs:
+        if node.op_type != "Identity" or (len(node.input), len(node.output)) != (1, 1) or node.output[0] in fixed:
             return False
         source = scope.get(node.input[0])
-        if not isinstance(source, gs.Constant):
+        if not isinstance(source, gs.Constant) or (node.input[0] in fixed and node.input[0] not in scope.maps[0]):
             return False
         self.aliases[self._define(node.output[0], scope)] = source.name
         scope[node.output[0]] = source
@@ -118,8 +161,8 @@ class Importer:
             case "value_strings":
                 return Weight.of(np.array(list(attribute.strings), object))
         raise InputError(
-            f"Constant node '{node.name}' of '{node.output[0]}' stores its value as '{attribute.name}', which graphclone "
-            "cannot read; export it as a dense tensor"
+            f"Constant node '{node.name}' of '{node.output[0]}' stores its value as '{attribute.name}', which "
+            "graphclone cannot read; export it as a dense tensor"
         )
 
     def _variable(self, name: str, scope: Scope, infos: dict[str, ValueInfoProto]) -> gs.Variable:
@@ -135,36 +178,28 @@ class Importer:
         """Return a name that no other tensor of the whole model has, for a tensor the scope defines."""
         if name in scope.maps[0]:
             raise InputError(f"two nodes or initializers define '{name}'; a valid ONNX graph defines each tensor once")
-        return unique(name, self._tensor_names)
+        return self._tensor_names.take(name)
 
     def _note(self, name: str, props: Iterable, info: ValueInfoProto | None) -> None:
-        found = {prop.key: prop.value for prop in (*(info.metadata_props if info is not None else ()), *props)}
+        found = entries((*(info.metadata_props if info is not None else ()), *props))
         if found:
             self.value_metadata[name] = found
 
     def _node(self, node: NodeProto, scope: Scope) -> gs.Node:
         where = f"{node.op_type} node '{node.name}'"
-        name = self._name(node, inside=len(scope.maps) > 1)
+        name = self._node_names.take(node.name or node.op_type, inside=not node.name or len(scope.maps) > 1)
         if node.metadata_props:
-            self.node_metadata[name] = {prop.key: prop.value for prop in node.metadata_props}
+            self.node_metadata[name] = entries(node.metadata_props)
         if node.doc_string:
-            self.node_docs[name] = node.doc_string
+            self.node_docs[name] = legible(node.doc_string)
         return gs.Node(
-            op=node.op_type,
+            op=legible(node.op_type),
             name=name,
-            attrs={attribute.name: self._attribute(attribute, scope, where) for attribute in node.attribute},
+            attrs={legible(attribute.name): self._attribute(attribute, scope, where) for attribute in node.attribute},
             inputs=[self._read_tensor(tensor, scope, where) for tensor in node.input],
             outputs=[scope[tensor] if tensor else gs.Variable.empty() for tensor in node.output],
-            domain=None if node.domain in STANDARD else node.domain,
+            domain=None if node.domain in STANDARD else legible(node.domain),
         )
-
-    def _name(self, node: NodeProto, inside: bool) -> str:
-        """Return the node's own name where no other has it; main graph nodes come first."""
-        name = node.name
-        if not name or name in self._node_names or (inside and name in self._main_names):
-            name = unique(name or node.op_type, self._node_names | self._main_names)
-        self._node_names.add(name)
-        return name
 
     def _attribute(self, attribute: AttributeProto, scope: Scope, where: str) -> object:
         where = f"attribute '{attribute.name}' of {where}"
@@ -190,7 +225,7 @@ class Importer:
             case AttributeProto.TENSORS:
                 return [gs.Constant(tensor.name, self.read(tensor)) for tensor in attribute.tensors]
             case AttributeProto.TYPE_PROTO:
-                return attribute.tp
+                return copied(attribute.tp)
         kind = AttributeProto.AttributeType.Name(attribute.type)
         raise InputError(f"{where} is of kind {kind}, which graphclone cannot read; export the model without it")
 
@@ -204,18 +239,35 @@ class Importer:
 
 
 def set_type(variable: gs.Variable, proto: TypeProto) -> None:
-    """Give a variable the type a file states; `type_proto` keeps what graphsurgeon cannot say (sequences, optionals)."""
+    """Give a variable the type a file states; `type_proto` keeps what graphsurgeon cannot say (sequences)."""
     kind = proto.WhichOneof("value")
     if kind is None:
         return
     if kind != "tensor_type":
         variable.type = kind
-        variable.type_proto = proto
+        variable.type_proto = copied(proto)
         return
     tensor = proto.tensor_type
     variable.dtype = numpy_dtype(tensor.elem_type) if tensor.elem_type else None
     if tensor.HasField("shape"):
         variable.shape = [_size(dim) for dim in tensor.shape.dim]
+
+
+def copied(proto: TypeProto) -> TypeProto:
+    """Copy a proto, so that it does not keep the whole model in memory that it is part of."""
+    copy = TypeProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def entries(props: Iterable[StringStringEntryProto]) -> dict[str, str]:
+    """Return `metadata_props` as a dictionary."""
+    return {legible(prop.key): legible(prop.value) for prop in props}
+
+
+def legible(value: str | bytes) -> str:
+    """Return text; protobuf gives text that is not UTF-8 as bytes, and refuses to write those."""
+    return value if isinstance(value, str) else value.decode(errors="replace")
 
 
 def text(data: bytes) -> str | bytes:
@@ -226,21 +278,7 @@ def text(data: bytes) -> str | bytes:
         return data
 
 
-def unique(name: str, taken: set[str]) -> str:
-    """Return `name`, or `name_1`, `name_2`, ... where it is taken, and take it.
-
-    Example:
-        >>> unique("Add", {"Add", "Add_1"})
-        'Add_2'
-    """
-    candidate, index = name, 0
-    while candidate in taken:
-        index += 1
-        candidate = f"{name}_{index}"
-    taken.add(candidate)
-    return candidate
-
-
 def _size(dim: TensorShapeProto.Dimension) -> int | str | None:
     kind = dim.WhichOneof("value")
-    return getattr(dim, kind) if kind else None
+    size = getattr(dim, kind) if kind else None
+    return size if isinstance(size, int) else size and legible(size)

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
@@ -12,10 +12,11 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from graphclone import wire
 from graphclone.atomic import replacing
 from graphclone.exporter import Exporter, Stored, add_metadata, fill
-from graphclone.graphs import constants, copy_graph, walk
-from graphclone.importer import STANDARD, Importer
+from graphclone.external import ExternalData
+from graphclone.graphs import collection_paused, constants, copy_graph, walk
+from graphclone.importer import STANDARD, Importer, entries, legible
 from graphclone.layout import Layout
-from graphclone.reader import check_model, inlined, read_file
+from graphclone.reader import WeightReader, check_model, inlined, opset_of, read_file
 from graphclone.ties import Tie, find_ties
 from graphclone.weights import Weight, weight_of
 
@@ -44,7 +45,7 @@ def load(path: str | Path, retie: bool = True) -> "Model":
 class Model:
     """Hold one model while it is read and edited.
 
-    graph: the graphsurgeon graph; each constant holds a Weight, functions are inlined, and no `Constant` nodes are left.
+    graph: the graphsurgeon graph; each constant holds a Weight, functions are inlined, no `Constant` nodes left.
     path: the file it came from, or None.
     external: whether its weights lie, and will be saved, in a file of their own.
     metadata: what the file says of itself (`metadata_props`).
@@ -53,16 +54,17 @@ class Model:
     aliases: names that were `Identity` of an initializer, and that initializer.
     """
 
-    def __init__(self, proto: ModelProto, read: Callable[[TensorProto], Weight], path: Path | None, retie: bool = True):
+    def __init__(self, proto: ModelProto, read: WeightReader, path: Path | None, retie: bool = True):
         name = f"'{path}'" if path else "the model"
         check_model(proto, name)
         proto = inlined(proto, name)
         importer = Importer(read)
-        self.graph = importer.main(proto.graph)
+        with collection_paused():
+            self.graph = importer.main(proto.graph)
         self.path = path
-        self.external = any(tensor.data_location == TensorProto.EXTERNAL for tensor in proto.graph.initializer)
+        self.external = bool(read.external.mappings)
         self.retie = retie
-        self.metadata = {prop.key: prop.value for prop in proto.metadata_props}
+        self.metadata = entries(proto.metadata_props)
         self.node_metadata = importer.node_metadata
         self.node_docs = importer.node_docs
         self.value_metadata = importer.value_metadata
@@ -70,19 +72,19 @@ class Model:
         self.aliases = importer.aliases
         self._order = importer.order
         self._header, self._graph_header = _headers(proto)
-        domains = [(("" if item.domain in STANDARD else item.domain), item.version) for item in proto.opset_import]
+        opsets = [_standard(item) for item in proto.opset_import]
         for graph in walk(self.graph):
-            graph.opset = dict(domains)[""]
-            graph.import_domains = [OperatorSetIdProto(domain=domain, version=version) for domain, version in domains]
+            graph.opset = opset_of(proto)
+            graph.import_domains = list(opsets)
             graph.ir_version = max(proto.ir_version, OLDEST_IR)
-        self.graph.producer_name = proto.producer_name
-        self.graph.producer_version = proto.producer_version
+        self.graph.producer_name = legible(proto.producer_name)
+        self.graph.producer_version = legible(proto.producer_version)
 
     @staticmethod
     def from_proto(proto: ModelProto, folder: str | Path | None = None, retie: bool = True) -> "Model":
         """Wrap a proto in memory, whose external data lies in `folder`; do not change the proto afterwards."""
         place = Path(folder) if folder is not None else None
-        return Model(proto, functools.partial(Weight.from_proto, folder=place), None, retie)
+        return Model(proto, WeightReader(ExternalData(place), {}), None, retie)
 
     @property
     def opset(self) -> int:
@@ -104,12 +106,12 @@ class Model:
 
     @functools.cached_property
     def ties(self) -> tuple[Tie, ...]:
-        """The matrices that are stored twice, found at the first call; none where the model was loaded without retie."""
+        """The matrices that are stored twice, found at the first call; none without `retie`."""
         return find_ties(self.weights) if self.retie else ()
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the graph, and of each weight's name, shape, type and a 64 KiB sample, wherever they are stored."""
+        """SHA-256 of the graph and of each weight's name, shape, type and 64 KiB sample, wherever they lie."""
         proto, exporter = self._export()
         digest = hashlib.sha256(proto.SerializeToString(deterministic=True))
         for header, weight in (*exporter.stored, *exporter.inner):
@@ -134,14 +136,12 @@ class Model:
     def to_proto(self, external: bool = False, location: str = "weights.data") -> ModelProto:
         """Return the model as a proto.
 
-        external: big weights are not in it, but name offsets in the file `location`, which `save` would write.
+        external: the main graph's big weights are not in it, but name ranges of the file `location`. onnxruntime takes
+            the weights themselves by name (`SessionOptions.add_external_initializers`), though not those of subgraphs.
         """
         proto, exporter = self._export()
-        if external:
-            layout = Layout.of((*exporter.stored, *exporter.inner), location)
-            fill(layout.embedded)
-        else:
-            fill((*exporter.stored, *exporter.inner))
+        fill(Layout.of(exporter.stored, location).embedded if external else exporter.stored)
+        fill(exporter.inner)
         proto.graph.initializer.extend(header for header, _ in exporter.stored)
         return proto
 
@@ -177,8 +177,8 @@ class Model:
         proto.ir_version = max(self.graph.ir_version or 0, OLDEST_IR)
         proto.opset_import.extend(self._opsets())
         add_metadata(proto.metadata_props, self.metadata)
-        proto.graph.CopyFrom(exporter.main(self.graph, self.unused))
-        proto.graph.MergeFrom(self._graph_header)
+        proto.graph.CopyFrom(self._graph_header)
+        exporter.main(self.graph, self.unused, proto.graph)
         return proto, exporter
 
     def _opsets(self) -> Iterable[OperatorSetIdProto]:
@@ -191,9 +191,15 @@ class Model:
         return [OperatorSetIdProto(domain=domain, version=version) for domain, version in versions.items()]
 
 
+def _standard(opset: OperatorSetIdProto) -> OperatorSetIdProto:
+    domain = "" if opset.domain in STANDARD else legible(opset.domain)
+    return OperatorSetIdProto(domain=domain, version=opset.version)
+
+
 def _headers(proto: ModelProto) -> tuple[ModelProto, GraphProto]:
     """Return the parts of the model and of its graph that graphsurgeon has no place for."""
-    header = ModelProto(domain=proto.domain, model_version=proto.model_version, doc_string=proto.doc_string)
+    header = ModelProto(domain=legible(proto.domain), doc_string=legible(proto.doc_string))
+    header.model_version = proto.model_version
     header.training_info.extend(proto.training_info)
     header.configuration.extend(proto.configuration)
     graph = GraphProto(metadata_props=proto.graph.metadata_props)

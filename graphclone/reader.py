@@ -2,18 +2,17 @@
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, inliner
 from onnx.helper import tensor_dtype_to_field
 
 from graphclone import wire
 from graphclone.errors import InputError
 from graphclone.external import ExternalData, map_file
-from graphclone.sources import MappedSource, ProtoSource, check_length
+from graphclone.sources import MappedSource, ProtoSource, Source, check_length
 from graphclone.weights import Weight
 
 OLDEST_OPSET = 9
@@ -30,8 +29,25 @@ FOREIGN = (
 )
 
 
-def read_file(path: Path) -> tuple[ModelProto, Callable[[TensorProto], Weight]]:
-    """Map a model file; return its proto without big tensors, and what turns each TensorProto of it into a Weight.
+class WeightReader:
+    """Turn each TensorProto of one model into a Weight: from a mapped file, or from the proto itself."""
+
+    def __init__(self, external: ExternalData, cut_out: Mapping[str, Source]):
+        """cut_out: the main graph's initializers whose data was left in the file, by name."""
+        self.external = external
+        self.cut_out = cut_out
+
+    def __call__(self, tensor: TensorProto) -> Weight:
+        """Return the weight. Raises: InputError where its data is missing, of the wrong length, or out of bounds."""
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return Weight(self.external.source(tensor))
+        if tensor.name in self.cut_out and not _has_data(tensor):
+            return Weight(self.cut_out[tensor.name])
+        return Weight(ProtoSource(tensor))
+
+
+def read_file(path: Path) -> tuple[ModelProto, WeightReader]:
+    """Map a model file; return its proto without big tensors, and what reads its weights.
 
     Raises: InputError where there is no such file, it is no ONNX model, or it is truncated.
     """
@@ -46,21 +62,12 @@ def read_file(path: Path) -> tuple[ModelProto, Callable[[TensorProto], Weight]]:
         raise InputError(_diagnose(path, mapping[:4096], str(error))) from None
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise InputError(_diagnose(path, mapping[:4096], "it has no graph"))
-    sources = {}
+    cut_out = {}
     for index, (offset, length) in ranges.items():
         tensor = proto.graph.initializer[index]
         check_length(tensor, length)
-        sources[tensor.name] = MappedSource(mapping, offset, tensor.dims, tensor.data_type)
-    external = ExternalData(path.parent, path)
-
-    def read(tensor: TensorProto) -> Weight:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            return Weight(external.source(tensor))
-        if tensor.name in sources and not _has_data(tensor):
-            return Weight(sources[tensor.name])
-        return Weight(ProtoSource(tensor))
-
-    return proto, read
+        cut_out[tensor.name] = MappedSource(mapping, offset, tensor.dims, tensor.data_type)
+    return proto, WeightReader(ExternalData(path.parent, path), cut_out)
 
 
 def check_model(proto: ModelProto, name: str) -> None:
@@ -70,8 +77,8 @@ def check_model(proto: ModelProto, name: str) -> None:
         raise InputError(f"{name} does not say which ONNX opset it uses; export it again with opset 17 or later")
     if opset < OLDEST_OPSET:
         raise InputError(
-            f"{name} uses ONNX opset {opset}, and graphclone reads {OLDEST_OPSET} and later; export it again, or convert "
-            "it with onnx.version_converter.convert_version(model, 17)"
+            f"{name} uses ONNX opset {opset}, and graphclone reads {OLDEST_OPSET} and later; export it again, or "
+            "convert it with onnx.version_converter.convert_version(model, 17)"
         )
 
 
@@ -85,9 +92,9 @@ def inlined(proto: ModelProto, name: str) -> ModelProto:
     if not proto.functions:
         return proto
     try:
-        result = onnx.inliner.inline_local_functions(proto, convert_version=False)
+        result = inliner.inline_local_functions(proto, convert_version=False)
         if result.functions:
-            result = onnx.inliner.inline_local_functions(proto, convert_version=True)
+            result = inliner.inline_local_functions(proto, convert_version=True)
     except Exception as error:  # the C++ inliner raises what it likes
         raise InputError(f"cannot inline the functions of {name}: {error}; export the model without them") from error
     if result.functions:
@@ -107,7 +114,7 @@ def _check_is_file(path: Path) -> None:
         raise InputError(f"cannot read '{path}': {error.strerror or error}") from None
     if stat.S_ISDIR(mode):
         found = sorted(item.name for item in path.glob("*.onnx"))
-        hint = f"name a file in it: {', '.join(found[:5])}" if found else "and it holds no .onnx file; name the model file"
+        hint = f"name a file in it: {', '.join(found[:5])}" if found else "it holds no .onnx file; name the model file"
         raise InputError(f"'{path}' is a folder; {hint}")
     if not stat.S_ISREG(mode):
         raise InputError(f"'{path}' is a device or pipe; name a model file")
@@ -131,4 +138,6 @@ def _diagnose(path: Path, start: bytes, reason: str) -> str:
 
 def _has_data(tensor: TensorProto) -> bool:
     """Tell whether a proto has values of its own, in whichever field, or needs none."""
-    return tensor.HasField("raw_data") or 0 in tensor.dims or bool(getattr(tensor, tensor_dtype_to_field(tensor.data_type)))
+    if tensor.HasField("raw_data") or 0 in tensor.dims:
+        return True
+    return bool(getattr(tensor, tensor_dtype_to_field(tensor.data_type)))

@@ -16,6 +16,8 @@ class Source:
 
     def __init__(self, shape: Iterable[int], onnx_dtype: int):
         self.shape = tuple(int(size) for size in shape)
+        if any(size < 0 for size in self.shape):
+            raise InputError(f"a tensor has the shape {list(self.shape)}, with a negative size; export the model again")
         self.onnx_dtype = onnx_dtype
         self.dtype = numpy_dtype(onnx_dtype)
 
@@ -98,7 +100,7 @@ def check_length(proto: TensorProto, length: int) -> None:
     if length != needed:
         raise InputError(
             f"tensor '{proto.name}' holds {length} bytes, but its shape {list(proto.dims)} of "
-            f"{TensorProto.DataType.Name(proto.data_type)} needs {needed}; the file is damaged: export or download it again"
+            f"{TensorProto.DataType.Name(proto.data_type)} needs {needed}; the file is damaged: export it again"
         )
 
 

@@ -66,12 +66,6 @@ def _probe(weight: Weight, transposed: bool) -> bytes:
 
 
 def _equal(first: Weight, second: Weight, transposed: bool) -> bool:
-    if first is second:
-        return not transposed or _equal_rows(first, second, transposed)
-    return _equal_rows(first, second, transposed)
-
-
-def _equal_rows(first: Weight, second: Weight, transposed: bool) -> bool:
     """Compare bit by bit, a few rows of `first` with the same rows or columns of `second` at a time."""
     rows = first.shape[0]
     step = max(1, COMPARE_ELEMENTS // max(1, first.size // rows))

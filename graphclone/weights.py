@@ -76,12 +76,16 @@ class Weight(LazyValues):
         if not -len(self.shape) <= axis < len(self.shape):
             raise IndexError(f"cannot take from axis {axis} of a weight of shape {list(self.shape)}")
         axis %= len(self.shape)
-        indices = np.asarray(indices, dtype=np.int64)
-        if indices.ndim != 1:
-            raise IndexError(f"cannot take indices of shape {list(indices.shape)}; give a flat list")
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+            raise IndexError(
+                f"cannot take {indices.dtype} of shape {list(indices.shape)}; give a flat list of integers"
+            )
+        indices = indices.astype(np.int64, copy=False)
         size = self.shape[axis]
-        if len(indices) and not (0 <= indices.min() and indices.max() < size):
-            raise IndexError(f"cannot take index {indices.max()} of axis {axis} of a weight of shape {list(self.shape)}")
+        outside = indices[(indices < 0) | (indices >= size)]
+        if len(outside):
+            raise IndexError(f"cannot take index {outside[0]} of axis {axis} of a weight of shape {list(self.shape)}")
         if len(indices) == size and np.array_equal(indices, np.arange(size)):
             return self
         picks = list(self.picks)
