@@ -37,15 +37,26 @@ def apply(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
     """
     analysis = analysis or analyse(model)
     cut = resolve(plan, analysis)
-    child = model.copy()
+    child = carry_out(cut, model, analysis, plan)
+    if plan.parent or cut.indices or plan.blocks or plan.drop or plan.scale or plan.replace:
+        child.metadata["graphclone.plan"] = json.dumps(_summary(plan, analysis), sort_keys=True)
+        child.metadata["graphclone.parent"] = model.fingerprint
+    return child
+
+
+def carry_out(
+    cut: Cut, model: Model, analysis: Analysis, plan: Plan = Plan(), onto: Model | None = None  # noqa: B008
+) -> Model:
+    """Return what a cut makes of a model.
+
+    plan: its scales and replacements. onto: a copy of the model with other weights, which is cut in its place.
+    """
+    child = (onto or model).copy()
     surgeon = _Surgeon(model, child, analysis, cut)
     surgeon.edit_weights(plan)
     surgeon.edit_sites()
     surgeon.edit_shapes()
     bypass(child, analysis, cut)
-    if plan.parent or cut.indices or plan.blocks or plan.drop or plan.scale or plan.replace:
-        child.metadata["graphclone.plan"] = json.dumps(_summary(plan, analysis), sort_keys=True)
-        child.metadata["graphclone.parent"] = model.fingerprint
     return child
 
 
