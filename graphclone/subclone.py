@@ -1,0 +1,111 @@
+"""Subclone: the recipe of the paper as one call, which writes a pipeline's text and runs it."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from graphclone.analysis import Analysis, analyse
+from graphclone.calibration import Statistics
+from graphclone.model import Model
+from graphclone.pipeline import Pipeline, Result
+from graphclone.taps import all_taps, spans
+
+Size = int | Sequence[int] | Mapping[str, object] | None
+
+
+def calibrate(
+    model: Model,
+    data: str | Path | Iterable,
+    *,
+    provider: str = "auto",
+    batches: int | None = None,
+    batch_size: int = 8,
+    mask: str | None = None,
+    progress: bool = True,
+    analysis: Analysis | None = None,
+    **options: object,
+) -> Statistics:
+    """Measure everything that ranking and rescaling may ask for, with onnxruntime, in one pass over the samples.
+
+    data: a .npz, safetensors or folder (see the contract of `DATA` in the README), or any iterable of feeds.
+    provider: auto, cuda or cpu. batches: stop after so many. mask: the input that marks padding.
+    Raises: InputError for data that does not fit, and where an activation is NaN or Inf.
+
+    Example:
+        stats = graphclone.calibrate(parent, "samples.npz")
+    """
+    from graphclone.calibration.run import measure
+
+    analysis = analysis or analyse(model)
+    return measure(
+        model,
+        data,
+        all_taps(analysis),
+        spans(analysis),
+        provider=provider,
+        batches=batches,
+        batch_size=batch_size,
+        mask=mask,
+        progress=progress,
+        **options,
+    )
+
+
+def recipe(
+    *,
+    hidden: Size = None,
+    ffn: Size = None,
+    heads: Size = None,
+    kv_heads: Size = None,
+    head_dim: Size = None,
+    layers: Size = None,
+    blocks: Size = None,
+    by: str = "mean_abs",
+    blocks_by: str = "middle",
+    rescale: str = "paper",
+    native_constants: bool = False,
+    keep_heads: bool = False,
+) -> str:
+    """Return the pipeline's text for a set of targets.
+
+    Example:
+        >>> recipe(hidden=384, layers=6)
+        'depth{layers=6 by=middle},width{hidden=384 by=mean_abs},rescale{mode=paper}'
+    """
+    depth = {"layers": layers, "blocks": blocks, "by": blocks_by}
+    width = {"hidden": hidden, "ffn": ffn, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "by": by}
+    steps = []
+    if layers is not None or blocks is not None:
+        steps.append(("depth", depth))
+    if any(width[key] is not None for key in ("hidden", "ffn", "heads", "kv_heads", "head_dim")):
+        steps.append(("width", width | ({"keep_heads": True} if keep_heads else {})))
+    steps.append(("rescale", {"mode": rescale}))
+    if native_constants:
+        steps.append(("native_constants", {}))
+    return ",".join(f"{name}{{{_options(options)}}}" for name, options in steps).replace("{}", "")
+
+
+def _options(options: Mapping[str, object]) -> str:
+    def value(entry: object) -> str:
+        return entry if isinstance(entry, str) else json.dumps(entry, separators=(",", ":"))
+
+    return " ".join(f"{key}={value(entry)}" for key, entry in options.items() if entry is not None)
+
+
+def plan_subclone(parent: Model, stats: Statistics | None = None, *, seed: int = 0, data: object = None, **targets) -> Result:
+    """Decide and apply, and return the plan, the child and what the passes told; arguments as in `subclone`."""
+    return Pipeline.parse(recipe(**targets)).run(parent, stats, data=data, seed=seed)
+
+
+def subclone(parent: Model, stats: Statistics | None = None, *, seed: int = 0, data: object = None, **targets) -> Model:
+    """Return a smaller model of the same family that keeps the parent's most important weights.
+
+    stats: from `calibrate`; not needed where nothing is ranked by activations. Targets are sizes, as numbers, {stack:
+    number}, or lists with one entry per kept block: hidden, ffn, heads, kv_heads, head_dim, layers, blocks.
+    by, blocks_by, rescale: see the passes `width`, `depth`, `rescale`; the defaults are the recipe of arXiv 2312.09299.
+    Raises: CutError for a target the graph does not admit.
+
+    Example:
+        child = graphclone.subclone(parent, stats, hidden=384, layers=6, heads=6, ffn=1536)
+    """
+    return plan_subclone(parent, stats, seed=seed, data=data, **targets).child

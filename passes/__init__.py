@@ -1,0 +1,12 @@
+"""The built-in passes: one file, one frozen dataclass, one decision each.
+
+`PASSES` is the built-in entry of the group `graphclone.passes`; a new pass is a new file here and its name below.
+"""
+
+from passes.depth import Depth
+from passes.rescale import Rescale
+from passes.width import Width
+
+PASSES = (Depth, Width, Rescale)
+
+__all__ = ["PASSES", "Depth", "Rescale", "Width"]

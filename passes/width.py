@@ -1,0 +1,282 @@
+"""Width: which indices of hidden, FFN, heads and head dim stay."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphclone.axes.axis import Axis, find, free_leaves, leaves
+from graphclone.blocks import Stack
+from graphclone.calibration import Statistics
+from graphclone.dimensions import Dimension, axis_key
+from graphclone.errors import CutError, InputError
+from graphclone.importance import METRICS, select
+from graphclone.model import Model
+from graphclone.pipeline import Context
+from graphclone.plan import Cut, Plan
+from graphclone.taps import Reading, onto_leaf
+from passes.targets import Target, per_block, target_of
+
+UNMEASURED = ("first", "uniform", "random")
+
+
+@dataclass(frozen=True)
+class Width:
+    """Keep the most important indices of each dimension that has a target size.
+
+    hidden, ffn, heads, kv_heads, head_dim: a number, {stack: number}, or (but for hidden) a list with one entry per
+    kept block. `heads` alone keeps the queries per KV head, and so does `kv_heads` alone; both set them.
+    by: mean_abs (mean |activation|: arXiv 2312.09299, section 4.1), l2, variance, output_aware, first, uniform, random.
+    keep_heads: leave widths outside the blocks alone that equal hidden (a pooler, a transform before the head).
+
+    Example:
+        width{hidden=384 ffn=1536 heads=6 by=mean_abs}
+    """
+
+    name = "width"
+    hidden: Target = None
+    ffn: Target = None
+    heads: Target = None
+    kv_heads: Target = None
+    head_dim: Target = None
+    by: str = "mean_abs"
+    keep_heads: bool = False
+
+    def run(self, parent: Model, plan: Plan, stats: Statistics | None, context: Context) -> Plan:
+        if self.by not in METRICS:
+            raise InputError(f"no importance metric is called '{self.by}'; there are {', '.join(METRICS)}")
+        targets: dict[str, tuple[Dimension, int]] = {}
+        for stack in context.analysis.stacks:
+            self._stack_targets(stack, plan, context, targets)
+        if not context.analysis.stacks and any(v is not None for v in (self.hidden, self.ffn, self.heads)):
+            raise CutError("this graph has no residual stream with repeated blocks, so its widths have no names; use a plan")
+        ranker = _Ranker(self.by, parent, stats, context)
+        keep = dict(plan.keep)
+        for name, (dimension, target) in targets.items():
+            if target != dimension.size:
+                keep[name] = ranker.choose(dimension, target)
+        return plan.with_(keep=keep)
+
+    def _stack_targets(self, stack: Stack, plan: Plan, context: Context, targets: dict) -> None:
+        stacks = context.analysis.stacks
+        hidden = target_of(self.hidden, stack, stacks, "hidden")
+        if hidden is not None:
+            self._hidden(stack, hidden, context, targets)
+        kept = plan.blocks.get(stack.prefix.rstrip("."), plan.blocks.get("") if len(stacks) == 1 else None)
+        kept = [block.index for block in stack.blocks] if kept is None else list(kept)
+        columns = {
+            what: per_block(target_of(getattr(self, what), stack, stacks, what), kept, what)
+            for what in ("ffn", "heads", "kv_heads", "head_dim")
+        }
+        for position, index in enumerate(kept):
+            wanted = {what: column[position] for what, column in columns.items() if column[position] is not None}
+            if wanted:
+                _block_targets(f"{stack.prefix}blocks.{index}.", wanted, context, targets)
+
+    def _hidden(self, stack: Stack, target: object, context: Context, targets: dict) -> None:
+        if isinstance(target, tuple):
+            raise CutError("hidden is one width for the whole stream; give a number")
+        dimension = context.analysis.dimension(f"{stack.prefix}hidden")
+        _set(targets, dimension, target, "hidden")
+        if self.keep_heads:
+            return
+        for other in context.analysis.dimensions:
+            if other.role == "free" and other.size == dimension.size and not other.locked and other.name not in targets:
+                _set(targets, other, target, "hidden")
+                context.notes.append(f"'{other.name}' ({other.size}) equals hidden and is cut with it; --keep-heads leaves it")
+
+
+def _block_targets(base: str, wanted: Mapping[str, int], context: Context, targets: dict) -> None:
+    """Set the targets of one block's dimensions; grouped queries are cut in whole groups."""
+    named = {name: d for d in context.analysis.dimensions for name in d.names if name.startswith(base)}
+    if "ffn" in wanted:
+        _set(targets, _required(named, f"{base}ffn"), wanted["ffn"], f"{base}ffn")
+    if "head_dim" in wanted:
+        for name, dimension in named.items():
+            if dimension.role in ("head_dim", "v_head_dim"):
+                _set(targets, dimension, wanted["head_dim"], name)
+    heads, groups = wanted.get("heads"), wanted.get("kv_heads")
+    if heads is None and groups is None:
+        return
+    prefixes = sorted({n[len(base) :].removesuffix("kv_heads").removesuffix("heads") for n, d in named.items()
+                       if d.role in ("heads", "kv_heads")})  # fmt: skip
+    if not prefixes:
+        raise CutError(f"heads: '{base[:-1]}' has no attention heads in this graph; leave the target out")
+    for prefix in prefixes:
+        _attention_targets(f"{base}{prefix}", named, heads, groups, targets)
+
+
+def _attention_targets(base: str, named: Mapping[str, Dimension], heads, groups, targets: dict) -> None:
+    if f"{base}kv_heads" not in named:
+        if heads is not None and groups is not None and heads != groups:
+            raise CutError(f"kv_heads: '{base}heads' has one query per KV head, so kv_heads ({groups}) must equal heads ({heads})")
+        return _set(targets, named[f"{base}heads"], heads or groups, f"{base}heads")
+    kv, per = named[f"{base}kv_heads"], named[f"{base}queries_per_kv"]
+    if groups is None:
+        if heads % per.size:
+            raise CutError(
+                f"heads: {heads} is no multiple of {per.size}, the queries per KV head of '{base}kv_heads'; give a multiple, "
+                f"or kv_heads as well"
+            )
+        groups = heads // per.size
+    queries = per.size
+    if heads is not None:
+        if heads % groups:
+            raise CutError(f"kv_heads: {groups} KV heads do not divide {heads} heads; choose heads a multiple of kv_heads")
+        queries = heads // groups
+    _set(targets, kv, groups, f"{base}kv_heads")
+    _set(targets, per, queries, f"{base}queries_per_kv")
+
+
+def _required(named: Mapping[str, Dimension], name: str) -> Dimension:
+    if name not in named:
+        raise CutError(f"no dimension is called '{name}' in this graph; `graphclone show` lists what can be cut")
+    return named[name]
+
+
+def _set(targets: dict, dimension: Dimension | None, target: int, what: str) -> None:
+    if dimension is None:
+        raise CutError(f"no dimension is called '{what}' in this graph; `graphclone show` lists what can be cut")
+    if target > dimension.size:
+        raise CutError(
+            f"{what}: {target} is more than the parent's {dimension.size}; growing is not supported, give at most {dimension.size}"
+        )
+    if dimension.locked and target != dimension.size:
+        raise CutError(f"cannot cut '{dimension.name}' ({dimension.size}): {dimension.locked}")
+    if target < dimension.minimum:
+        raise CutError(f"{what}: the graph picks the top {dimension.minimum} of '{dimension.name}', so it must keep that many")
+    before = targets.get(dimension.name)
+    if before is not None and before[1] != target:
+        raise CutError(
+            f"'{dimension.name}' is one dimension for several blocks of this graph; targets {before[1]} and {target} differ, "
+            f"give the same number everywhere"
+        )
+    targets[dimension.name] = (dimension, target)
+
+
+class _Ranker:
+    """Choose indices of a dimension, atom by atom, by a metric."""
+
+    def __init__(self, metric: str, parent: Model, stats: Statistics | None, context: Context):
+        self.metric = metric
+        self.parent = parent
+        self.stats = stats
+        self.context = context
+
+    def choose(self, dimension: Dimension, target: int) -> tuple[int, ...]:
+        """Return the kept positions along the dimension's full axis."""
+        axis = find(dimension.axes[0])
+        counts = allocate(axis, target)
+        if counts is None:
+            raise CutError(f"'{dimension.name}' cannot have size {target}: {_structure(axis)}")
+        picks = {
+            id(leaf): self._leaf(dimension, leaf, counts[id(leaf)])
+            for leaf in free_leaves(axis)
+            if counts[id(leaf)] != leaf.size[0]
+        }
+        kept = Cut(picks, (), {}, ()).picks(axis)
+        return tuple(int(i) for i in kept)
+
+    def _leaf(self, dimension: Dimension, leaf: Axis, count: int) -> np.ndarray:
+        scores = None if self.metric in UNMEASURED else self._scores(dimension, leaf)
+        return np.asarray(select(self.metric, leaf.size[0], count, scores=scores, seed=self._seed(dimension)))
+
+    def _seed(self, dimension: Dimension) -> int:
+        return self.context.seed * 1_000_003 + sum(map(ord, dimension.name))
+
+    def _scores(self, dimension: Dimension, leaf: Axis) -> np.ndarray:
+        if self.stats is None:
+            raise InputError(
+                f"importance by '{self.metric}' is measured by calibration; give samples (--data) or statistics (--stats), "
+                f"or choose one of {', '.join(UNMEASURED)}"
+            )
+        total = np.zeros(leaf.size[0])
+        for reading in self.context.readings[dimension.name]:
+            scores = onto_leaf(self._vector(dimension, reading), reading.axis, leaf)
+            if self.metric == "output_aware" and dimension.role == "hidden":
+                scores = scores / max(scores.sum(), 1e-30)
+            total += scores
+        return total
+
+    def _vector(self, dimension: Dimension, reading: Reading) -> np.ndarray:
+        if self.metric != "output_aware":
+            return METRICS[self.metric](self.stats, reading.tap)
+        energy = np.sqrt(self.stats.mean_square(reading.tap))
+        if dimension.role == "hidden" or reading.weight is None:
+            return energy
+        return energy * self._outgoing(reading)
+
+    def _outgoing(self, reading: Reading) -> np.ndarray:
+        """Return the norm of the weights that read each position."""
+        weight = self.parent.weights[reading.weight].load().astype(np.float64)
+        key = axis_key(reading.axis)
+        along = next((i for i, axis in enumerate(reading.weight_axes) if axis_key(axis) == key), None)
+        if along is None:
+            return np.ones(reading.axis.size[0])
+        return np.sqrt((weight**2).sum(axis=tuple(i for i in range(weight.ndim) if i != along)))
+
+
+def allocate(axis: Axis, target: int) -> dict[int, int] | None:
+    """Return how many indices each atom keeps so that the axis has the target size; None where none fits.
+
+    A sum of parts (rotary pairs, an unrotated rest) is cut in proportion; of a product the outermost factor that
+    divides is cut.
+    """
+    axis = find(axis)
+    if axis.size[0] == target:
+        return {id(leaf): leaf.size[0] for leaf in leaves(axis)}
+    if axis.kind == "atom":
+        return {id(axis): target} if axis.lock is None and 0 < target <= axis.size[0] else None
+    if axis.kind == "product":
+        for part in map(find, axis.parts):
+            rest = axis.size[0] // part.size[0]
+            if target % rest == 0 and (inner := allocate(part, target // rest)) is not None:
+                return {id(leaf): leaf.size[0] for leaf in leaves(axis)} | inner
+        return None
+    return _allocate_sum(axis, target)
+
+
+def _allocate_sum(axis: Axis, target: int) -> dict[int, int] | None:
+    distinct = list({id(leaf): leaf for leaf in leaves(axis)}.values())
+    weights = [axis.size[0] * _multiplicity(axis, leaf) for leaf in distinct]
+    repeats = [weight // axis.size[0] for weight in weights]
+
+    def search(position: int, left: int, counts: list[int]) -> list[int] | None:
+        if position == len(distinct):
+            return counts if left == 0 else None
+        leaf, times = distinct[position], repeats[position]
+        ideal = leaf.size[0] * target / axis.size[0]
+        options = [leaf.size[0]] if leaf.lock or leaf.size[0] == 1 else range(1, leaf.size[0] + 1)
+        for count in sorted(options, key=lambda c: (abs(c - ideal), c)):
+            if count * times <= left and (found := search(position + 1, left - count * times, [*counts, count])) is not None:
+                return found
+        return None
+
+    found = search(0, target, [])
+    return None if found is None else {id(leaf): count for leaf, count in zip(distinct, found)}
+
+
+def _multiplicity(axis: Axis, leaf: Axis) -> int:
+    """Return how many positions of an axis one index of an atom takes."""
+    axis = find(axis)
+    if axis is leaf:
+        return 1
+    if axis.kind == "atom":
+        return 0
+    if axis.kind == "sum":
+        return sum(_multiplicity(part, leaf) for part in axis.parts)
+    inside = [_multiplicity(part, leaf) for part in axis.parts]
+    where = next((i for i, m in enumerate(inside) if m), None)
+    if where is None:
+        return 0
+    others = [find(part).size[0] for i, part in enumerate(axis.parts) if i != where]
+    return inside[where] * int(np.prod(others))
+
+
+def _structure(axis: Axis) -> str:
+    from graphclone.axes.axis import describe
+
+    return f"the graph builds it as {describe(axis)} and repeated parts are cut alike"
+
+
+
