@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from graphclone.axes.axis import Axis, find, is_static, is_unit
+from graphclone.axes.axis import Axis, find, free_leaves, is_static, is_unit, leaves
 from graphclone.axes.contractions import Contraction, contraction_of
 from graphclone.axes.solver import AxisTyping, TypedNode
 
@@ -57,19 +57,30 @@ def find_stacks(graph: gs.Graph, typing: AxisTyping) -> tuple[Stack, ...]:
         [len(stack.blocks) for stack in find_stacks(model.graph, type_axes(model))]
     """
     flow = _Flow(graph, typing)
-    chains: list[tuple[str, list[str], list[Half]]] = []
+    candidates = []
     for root in flow.roots:
-        points, halves = _halves(flow, root)
-        if len(halves) >= 2 and not any(set(points) & set(known) for _, known, _ in chains):
-            chains.append((root, points, halves))
+        for run in _runs(_halves(flow, root)):
+            candidates.append((root, run))
+    chosen: dict[str, list[list[Half]]] = defaultdict(list)
+    crossed: set[str] = set()
+    for root, run in sorted(candidates, key=lambda item: -len(item[1])):
+        states = {run[0].entry, *(half.exit for half in run)}
+        if not states & crossed and (len(run) > 1 or not chosen):
+            chosen[root].append(run)
+            crossed |= states
     found = []
-    for root, points, halves in chains:
-        for run in _runs(halves):
-            blocks = _group(run)
-            states = [blocks[0].entry, *(half.exit for block in blocks for half in block.halves)] if blocks else []
-            if blocks:
-                found.append((root, tuple(states), blocks))
+    for root, runs in chosen.items():
+        runs.sort(key=lambda run: flow.order.get(run[0].exit, -1))
+        blocks = _numbered([block for run in runs for block in _group(run)])
+        states = [state for run in runs for state in (run[0].entry, *(half.exit for half in run))]
+        if blocks:
+            found.append((root, tuple(states), blocks))
+    found.sort(key=lambda item: flow.order.get(item[1][-1], -1))
     return tuple(Stack(prefix, p, b) for prefix, (_, p, b) in zip(_prefixes(flow, found), found))
+
+
+def _numbered(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    return tuple(Block(i, block.entry, block.exit, block.halves) for i, block in enumerate(blocks))
 
 
 class _Flow:
@@ -197,9 +208,22 @@ def _has_matrix(node: TypedNode) -> bool:
     return False
 
 
-def _halves(flow: _Flow, root: str) -> tuple[list[str], list[Half]]:
-    """Return the points and half blocks of the chain below a root."""
+def _points(flow: _Flow, root: str) -> list[str]:
+    """Return the articulation tensors of a chain; where some only flatten the stream, those of its usual rank."""
     points = [p for p in flow.articulation(root) if flow.stream_type(p) is not None]
+    counts = Counter(flow.stream_type(p) for p in points)
+    usual: dict[tuple, int] = {}
+    for point in points:
+        rank, widths = flow.stream_type(point)
+        most = max(count for (_, other), count in counts.items() if other == widths)
+        if widths not in usual and counts[rank, widths] * 2 >= most:
+            usual[widths] = rank
+    return [p for p in points if usual.get(flow.stream_type(p)[1]) == flow.stream_type(p)[0]]
+
+
+def _halves(flow: _Flow, root: str) -> list[Half]:
+    """Return the half blocks of the chain below a root."""
+    points = _points(flow, root)
     regions: list[tuple[str, str, str, tuple[int, ...]]] = []
     for entry, exit in zip(points, points[1:]):
         if flow.stream_type(entry) != flow.stream_type(exit):
@@ -227,7 +251,7 @@ def _halves(flow: _Flow, root: str) -> tuple[list[str], list[Half]]:
                 halves.append(Half(previous.kind, previous.entry, exit, previous.nodes + nodes))
         elif kind != "break":
             halves.append(Half(kind, entry, exit, nodes))
-    return points, halves
+    return halves
 
 
 def _passes(flow: _Flow, entry: str, exit: str, nodes: tuple[int, ...]) -> bool:
@@ -337,7 +361,14 @@ def _prefixes(flow: _Flow, found: list) -> list[str]:
     return result
 
 
-def stream_axes(stack: Stack, typing: AxisTyping) -> Axis:
-    """Return the axis of a stack's stream that its width is."""
-    axes = typing.types[stack.points[0]]
-    return [axis for axis in axes if is_static(axis) and not is_unit(axis)][-1]
+def stream_axes(stack: Stack, typing: AxisTyping) -> list[Axis]:
+    """Return the axes that are the widths of a stack's stream: one, or one per stage."""
+    carried = Counter(
+        id(leaf) for uses in typing.uses.values() for use in uses for axis in use.axes for leaf in leaves(axis)
+    )
+    found: dict[int, Axis] = {}
+    for block in stack.blocks:
+        axes = [axis for axis in typing.types[block.entry] if is_static(axis) and not is_unit(axis)]
+        width = max(axes, key=lambda axis: (bool(free_leaves(axis)), sum(carried[id(leaf)] for leaf in leaves(axis))))
+        found.setdefault(id(find(width)), width)
+    return list(found.values())

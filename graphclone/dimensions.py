@@ -71,17 +71,36 @@ class _Namer:
         self.contractions: list[Contraction | None] = [contraction_of(node) for node in self.nodes]
         self.found: dict[tuple, _Found] = {}
         self.taken: set[int] = set()  # leaves that a named dimension speaks of
+        self.ffn_leaves: set[int] = set()  # of these, the ones that are the ffn of some block
+        self.heads: dict[int, Axis] = {}
         self.carriers = self._carriers()
 
     def run(self) -> tuple[Dimension, ...]:
         for stack in self.stacks:
-            self._add("hidden", stream_axes(stack, self.typing), f"{stack.prefix}hidden", stack.prefix)
+            widths = stream_axes(stack, self.typing)
+            for stage, axis in enumerate(widths):
+                name = f"{stack.prefix}hidden" if len(widths) == 1 else f"{stack.prefix}hidden_{stage}"
+                self._add("hidden", axis, name, stack.prefix)
         for stack in self.stacks:
             for block in stack.blocks:
                 self._block(stack, block)
         self._vocabulary()
         self._outside()
-        return tuple(self._finish(entry) for entry in self.found.values())
+        return tuple(self._finish(group) for group in self._coupled())
+
+    def _coupled(self) -> list[list[_Found]]:
+        """Group what shares an atom in the same role: axes the graph couples are one dimension."""
+        groups: list[list[_Found]] = []
+        by_leaf: dict[tuple[int, str, int], list[_Found]] = {}
+        for entry in self.found.values():
+            keys = [(id(leaf), entry.role, entry.axis.size[0]) for leaf in leaves(entry.axis)]
+            group = next((by_leaf[key] for key in keys if key in by_leaf), None)
+            if group is None:
+                group = []
+                groups.append(group)
+            group.append(entry)
+            by_leaf.update(dict.fromkeys(keys, group))
+        return groups
 
     # what carries a leaf ----------------------------------------------------------------------------------------
 
@@ -137,9 +156,9 @@ class _Namer:
             return self._fused_axes(node)
         mix = self.contractions[index]
         scores = self._scores_before(index, within)
-        heads = [axis for axis in mix.shared if is_static(axis) and not is_unit(axis)]
+        heads = _static_parts(mix.shared)
         if scores is not None:
-            heads = [axis for axis in scores.shared if is_static(axis) and not is_unit(axis)] or heads
+            heads = _static_parts(scores.shared) or heads
         roles = self._head_roles(heads)
         inner = [axis for axis in (scores.contracted if scores else ()) if is_static(axis)]
         roles += [("head_dim", axis) for axis in inner[:1]]
@@ -205,13 +224,14 @@ class _Namer:
     def _feed_forward(self, nodes: Sequence[int], base: str, prefix: str, block: int) -> None:
         """Name what weights contract inside a block and nothing else has named: the widest is the ffn."""
         widths: dict[int, Axis] = {}
+        taken = self.taken - self.ffn_leaves
         for i in nodes:
             contraction = self.contractions[i]
             if contraction is None or contraction.weight is None:
                 continue
             for axis in contraction.contracted:
                 for leaf in leaves(axis):
-                    if id(leaf) not in self.taken and is_static(leaf) and not is_unit(leaf) and self.carriers.get(id(leaf)):
+                    if id(leaf) not in taken and is_static(leaf) and not is_unit(leaf) and self.carriers.get(id(leaf)):
                         widths.setdefault(id(leaf), leaf)
         if not widths:
             return
@@ -220,6 +240,7 @@ class _Namer:
         for number, leaf in enumerate(others):
             self._add("ffn", leaf, f"{base}ffn_{number}", prefix, block)
         self._add("ffn", main, f"{base}ffn", prefix, block)
+        self.ffn_leaves |= set(widths)
 
     def _volume(self, leaf: Axis) -> int:
         return leaf.size[0] * len(self.carriers.get(id(leaf), ()))
@@ -239,7 +260,7 @@ class _Namer:
             last = find(axes[-1]) if axes else None
             if last is not None and last.kind == "atom" and last.size == vocab.size and id(last) not in self.taken:
                 self.found[axis_key(vocab), "vocab"].names.append(f"={id(last)}")
-                self.heads = {id(last): last}
+                self.heads[id(last)] = last
                 self.taken.add(id(last))
 
     def _outside(self) -> None:
@@ -275,27 +296,39 @@ class _Namer:
 
     # finishing --------------------------------------------------------------------------------------------------
 
-    def _finish(self, entry: _Found) -> Dimension:
-        axes = [entry.axis]
-        names = []
-        for name in entry.names:
-            if name.startswith("="):
-                axes.append(self.heads[int(name[1:])])
-            else:
-                names.append(name)
-        least = [n for axis, n, _ in self.typing.minimum if find(axis) is entry.axis]
+    def _finish(self, group: list[_Found]) -> Dimension:
+        axes, names = [], []
+        for entry in group:
+            axes.append(entry.axis)
+            for name in entry.names:
+                if name.startswith("="):
+                    axes.append(self.heads[int(name[1:])])
+                elif name not in names:
+                    names.append(name)
+        first = group[0]
+        if first.role == "hidden" and len(names) > 1 and "hidden" not in names:
+            names.insert(0, "hidden")
+        roots = {id(entry.axis) for entry in group}
+        least = [n for axis, n, _ in self.typing.minimum if id(find(axis)) in roots]
         return Dimension(
-            names[0] if entry.role != "hidden" or len(names) == 1 else "hidden",
-            entry.axis.size[0],
-            entry.role,
+            names[0],
+            first.axis.size[0],
+            first.role,
             tuple(axes),
-            tuple(names[1:] if entry.role != "hidden" or len(names) == 1 else names),
+            tuple(names[1:]),
             next((reason for axis in axes if (reason := first_lock(axis))), None),
-            entry.stack,
-            tuple(sorted(entry.blocks)),
+            first.stack,
+            tuple(sorted({block for entry in group for block in entry.blocks})),
             self._weights_of(axes),
             max(least, default=1),
         )
+
+
+def _static_parts(axes: Iterable[Axis]) -> list[Axis]:
+    """Return the static axes larger than one; where there is none, those inside products (batch x heads)."""
+    axes = list(axes)
+    static = [axis for axis in axes if is_static(axis) and not is_unit(axis)]
+    return static or [part for axis in axes for part in _outer_parts(axis) if is_static(part) and not is_unit(part)]
 
 
 def _outer_parts(axis: Axis) -> tuple[Axis, ...]:
