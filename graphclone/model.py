@@ -34,8 +34,12 @@ def load(path: str | Path, retie: bool = True) -> "Model":
     Raises: InputError for a file that is missing, damaged, no ONNX model, or names data outside its folder.
 
     Example:
-        >>> load("gpt2.onnx").opset  # doctest: +SKIP
-        18
+        >>> from onnx import parser
+        >>> text = '<ir_version: 8, opset_import: ["" : 17]> relu (float[3, 5] x) => (float[3, 5] y) { y = Relu(x) }'
+        >>> path = getfixture("tmp_path") / "relu.onnx"
+        >>> Model.from_proto(parser.parse_model(text)).save(path)
+        >>> load(path).graph.nodes[0].op
+        'Relu'
     """
     path = Path(path)
     proto, read = read_file(path)

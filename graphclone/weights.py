@@ -130,7 +130,6 @@ class Weight(LazyValues):
             return
         for block in self._blocks():
             yield np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
-            self.source.release()
 
     def sample(self, nbytes: int = SAMPLE_BYTES) -> bytes:
         """Return all bytes of a small weight, and of a large one about `nbytes` in even strips from start to end."""
@@ -150,7 +149,9 @@ class Weight(LazyValues):
         stored = tuple(
             index if pick is None else pick[index] for index, pick in zip(coordinates, self.picks, strict=True)
         )
-        return self._finish(self.source.array()[stored])
+        found = self._finish(self.source.array()[stored])
+        self.source.release()
+        return found
 
     @property
     def tensor(self) -> TensorProto:
@@ -174,6 +175,7 @@ class Weight(LazyValues):
         limit = max(1, CHUNK_BYTES // self.dtype.itemsize)
         for block in _walk(self.source.array(), self.picks, limit):
             yield self._finish(block)
+            self.source.release()
 
     def _finish(self, block: np.ndarray) -> np.ndarray:
         if self.factor == 1.0:

@@ -406,6 +406,60 @@ def test_ties_are_found_without_reading_everything():
     assert Model.from_proto(proto, retie=False).ties == ()
 
 
+def test_a_file_may_hold_its_graph_in_parts(tmp_path):
+    whole, parts = small(), []
+    for index in range(2):
+        part = ModelProto()
+        part.CopyFrom(whole)
+        part.graph.ClearField("initializer" if index else "node")
+        part.graph.initializer.extend(whole.graph.initializer[3:] if index else ())
+        if not index:
+            del part.graph.initializer[3:]
+        for field in ("input", "output", "value_info") if index else ():
+            part.graph.ClearField(field)
+        parts.append(part.graph.SerializeToString())
+    whole.ClearField("graph")
+    lengths = [bytes((7 << 3 | 2, len(part) & 127 | 128, len(part) >> 7)) for part in parts]
+    path = tmp_path / "parts.onnx"
+    path.write_bytes(lengths[0] + parts[0] + whole.SerializeToString() + lengths[1] + parts[1])
+    assert bits_of(load(path).to_proto()) == bits_of(Model.from_proto(small()).to_proto())
+
+
+def test_memory_stays_small(tmp_path):
+    size = 1 << 28  # four sparse weights of 256 MB
+    header = [
+        TensorProto(name=f"w{i}", dims=[8192, 8192], data_type=1, data_location=TensorProto.EXTERNAL) for i in range(4)
+    ]
+    for index, tensor in enumerate(header):
+        for key, value in (("location", "big.data"), ("offset", index * size), ("length", size)):
+            tensor.external_data.add(key=key, value=str(value))
+    proto = linear(header[0])
+    proto.graph.initializer.extend(header[1:])
+    (tmp_path / "big.onnx").write_bytes(proto.SerializeToString())
+    with open(tmp_path / "big.data", "wb") as file:
+        file.truncate(4 * size)
+    script = (
+        "import resource, sys; from graphclone.model import load; model = load(sys.argv[1])\n"
+        "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for name, weight in model.unused.items():\n"
+        "    model.unused[name] = weight.take(0, range(0, 8192, 2)).take(1, range(0, 8192, 16))\n"
+        "model.unused['whole'] = model.weights['w0'].take(0, range(1, 2048)); model.unused.pop('w1')\n"
+        "model.fingerprint; model.save(sys.argv[2])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)\n"
+    )
+    grown = run_script(script, tmp_path / "big.onnx", tmp_path / "out.onnx")
+    assert int(grown) < 96 << 10  # KB
+    assert (tmp_path / "out.onnx.data").stat().st_size > size // 4
+
+
+def run_script(script: str, *arguments: Path) -> str:
+    """Run Python code in a process of its own; return what it prints."""
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(model.__file__).parents[1], check=True
+    ).stdout
+
+
 # What goes wrong: the message says what to do, and nothing is left behind.
 
 NOT_MODELS = {
@@ -641,14 +695,8 @@ def test_a_file_size_limit_leaves_nothing_behind(stored, tmp_path):
         "except InputError as error: print(error)\n"
     )
     (tmp_path / "out").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", script, stored, tmp_path / "out" / "out.onnx"],
-        capture_output=True,
-        text=True,
-        cwd=Path(model.__file__).parents[1],
-        check=True,
-    )
-    assert "File too large" in done.stdout and not contents(tmp_path / "out")
+    assert "File too large" in run_script(script, stored, tmp_path / "out" / "out.onnx")
+    assert not contents(tmp_path / "out")
 
 
 def test_paths_that_cannot_be_written(tmp_path):
