@@ -1,0 +1,273 @@
+"""Meter: one instrumented session, which turns a batch into the statistics of that batch."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from graphclone.calibration.data import Batch
+from graphclone.calibration.feeds import Feeds, input_specs
+from graphclone.calibration.instrument import (
+    SAMPLES,
+    Instrumented,
+    instrument,
+    main_tensors,
+    shape_outputs,
+    token_weights,
+)
+from graphclone.calibration.layout import Layout, Scheme, find_layout
+from graphclone.calibration.limits import index_limits
+from graphclone.calibration.session import RUNTIME_ERRORS, first_line, open_session
+from graphclone.calibration.statistics import MomentSums, SpanSums, Statistics, TapSums
+from graphclone.calibration.taps import Moment, Span, Tap
+from graphclone.errors import InputError
+from graphclone.model import Model
+
+SAMPLED_BYTES = 64 << 10
+
+Wanted = Tap | Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one calibration measures, and where it runs."""
+
+    taps: tuple[Tap, ...] = ()
+    spans: tuple[Span, ...] = ()
+    moments: tuple[Moment, ...] = ()
+    masks: tuple[str, ...] = ()
+    provider: str = "cpu"
+    threads: int | None = None
+
+
+@dataclass
+class Meter:
+    """Measure batches of one model; the first batch shows what the graph does not say about axes.
+
+    Example:
+        >>> Meter(model, Question(taps=(Tap("gelu"),)), first_batch).read(first_batch).tokens  # doctest: +SKIP
+        512
+    """
+
+    model: Model
+    question: Question
+    first: Batch
+    parent: str = ""
+    _fast: "_Run" = field(init=False, repr=False)
+    _guarded: "_Run | None" = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.parent = self.parent or self.model.fingerprint
+        self.limits = index_limits(self.model)
+        self.masks = self.question.masks
+        self.reference = _reference(self.model, self.masks)
+        self._layouts = _layouts(self.model, self.question, self.first, self.reference)
+        self._fast = self._open(guard=False)
+
+    def read(self, batch: Batch) -> Statistics:
+        """Return the statistics of one batch.
+
+        A batch with NaN or Inf is run again with padding set to zero, since padding may hold NaN by design.
+        Raises: InputError where onnxruntime rejects the batch, or a real token holds NaN or Inf.
+        """
+        self._check_indices(batch)
+        run = self._guarded or self._fast
+        results = run(batch)
+        if run is self._fast and self._first_bad(run, results):
+            run = self._guarded = self._open(guard=True)
+            results = run(batch)
+        if bad := self._first_bad(run, results):
+            raise InputError(
+                f"'{bad}' holds NaN or Inf, or values too large to square, in {batch.where}: the first of the measured "
+                "tensors to do so; check this batch, and whether the model overflows in its number type"
+            )
+        return self._statistics(run.graph, results, batch)
+
+    def _open(self, guard: bool) -> "_Run":
+        graph = instrument(self.model, *self._layouts, guard=guard)
+        return _Run(graph, self.question, self.masks, self.reference)
+
+    def _check_indices(self, batch: Batch) -> None:
+        for name, limit in self.limits.items():
+            values = batch.feeds[name]
+            low, high = int(values.min()), int(values.max())
+            if high >= limit.size or low < -limit.size:
+                wrong = high if high >= limit.size else low
+                raise InputError(
+                    f"'{name}' in {batch.where} holds {wrong}, but its table '{limit.table}' has {limit.size} rows; "
+                    f"ids run from 0 to {limit.size - 1}"
+                )
+
+    def _first_bad(self, run: "_Run", results: Mapping[str, np.ndarray]) -> str | None:
+        """Return the first tensor, in topological order, whose sums or norms are not finite."""
+        outputs = [
+            (tap.tensor, name)
+            for tap, reading in run.graph.taps.items()
+            for name in (reading.mean_abs, reading.mean_square)
+        ]
+        outputs += [(moment.tensor, reading.matrix) for moment, reading in run.graph.moments.items()]
+        bad = {tensor for tensor, name in outputs if not np.isfinite(results[name]).all()}
+        for span, reading in run.graph.spans.items():
+            real = results[reading.rows].reshape(-1) > 0
+            for tensor, name in ((span.entry, reading.entry), (span.exit, reading.exit), (span.exit, reading.change)):
+                if not np.isfinite(results[name][real]).all():
+                    bad.add(tensor)
+        return next((name for name in main_tensors(self.model) if name in bad), None) if bad else None
+
+    def _statistics(self, graph: Instrumented, results: Mapping[str, np.ndarray], batch: Batch) -> Statistics:
+        taps_layouts, span_layouts, moment_layouts = self._layouts
+        taps = {
+            (tap.tensor, layout.axis): TapSums(
+                layout.rank,
+                _total(results[graph.taps[tap].rows]),
+                *(
+                    results[name][0].astype(np.float64)
+                    for name in (graph.taps[tap].mean, graph.taps[tap].mean_abs, graph.taps[tap].mean_square)
+                ),
+            )
+            for tap, layout in taps_layouts.items()
+        }
+        moments = {
+            (moment.tensor, layout.axis): MomentSums(
+                layout.rank,
+                _total(results[graph.moments[moment].rows]),
+                results[graph.moments[moment].matrix].astype(np.float64),
+            )
+            for moment, layout in moment_layouts.items()
+        }
+        spans = {span.name: _span_sums(span, results, graph) for span in span_layouts}
+        return Statistics(
+            parent=self.parent,
+            provider=self.question.provider,
+            batches=1,
+            samples=batch.samples,
+            tokens=self._tokens(batch, taps, spans),
+            data=digest(batch.feeds),
+            taps=taps,
+            spans=spans,
+            moments=moments,
+        )
+
+    def _tokens(self, batch: Batch, taps: Mapping, spans: Mapping) -> int:
+        """Count tokens by the first mask, else by the rows of the residual stream."""
+        if self.masks:
+            return int(_weights(batch, self.masks[:1], self.reference)[token_weights(self.masks[0])].sum())
+        return int(next((sums.count for sums in (*spans.values(), *taps.values())), batch.samples))
+
+
+class _Run:
+    """An instrumented graph and its session."""
+
+    def __init__(self, graph: Instrumented, question: Question, masks: Sequence[str], reference: str):
+        self.graph = graph
+        self.session = open_session(graph.model, provider=question.provider, threads=question.threads)
+        self.names = [output.name for output in self.session.get_outputs()]
+        self.masks = masks
+        self.reference = reference
+
+    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
+        weights = _weights(batch, self.masks, self.reference)
+        feeds = batch.feeds | {name: weights[name] for name in self.graph.inputs}
+        return dict(zip(self.names, run_session(self.session, feeds, batch.where), strict=True))
+
+
+def run_session(session, feeds: Feeds, where: str) -> list[np.ndarray]:
+    """Run a session. Raises: InputError, naming the batch, where onnxruntime cannot."""
+    try:
+        return session.run(None, feeds)
+    except RUNTIME_ERRORS as error:
+        message = re.sub(r"^\d+ : \w+ : ", "", first_line(error))
+        shapes = ", ".join(f"'{name}' {value.dtype} {list(value.shape)}" for name, value in feeds.items())
+        raise InputError(f"onnxruntime cannot run {where}: {message} (fed: {shapes})") from error
+
+
+def digest(feeds: Feeds) -> str:
+    """Return a SHA-256 of names, shapes, types and up to 64 KiB of each array."""
+    result = hashlib.sha256()
+    for name in sorted(feeds):
+        array = np.ascontiguousarray(feeds[name])
+        flat = array.reshape(-1)
+        step = max(1, flat.nbytes // SAMPLED_BYTES)
+        result.update(f"{name} {array.dtype} {array.shape}".encode())
+        result.update(flat[::step].tobytes())
+    return result.hexdigest()
+
+
+def _weights(batch: Batch, masks: Iterable[str], reference: str) -> dict[str, np.ndarray]:
+    """Return what samples and tokens count: 1, or 0 for padding and for samples that fill a static batch."""
+    shape = batch.feeds[reference].shape
+    samples = (np.arange(shape[0] if shape else 1) < batch.samples).astype(np.float32)
+    weights = {SAMPLES: samples}
+    for mask in masks:
+        weights[token_weights(mask)] = (batch.feeds[mask] != 0).astype(np.float32) * samples[:, None]
+    return weights
+
+
+def _span_sums(span: Span, results: Mapping[str, np.ndarray], graph: Instrumented) -> SpanSums:
+    """Turn squared norms per token into sums; a token without norm counts as unchanged.
+
+    1 - cos = (||f||^2 - (||x|| - ||y||)^2) / (2 ||x|| ||y||) with y = x + f: no cancellation where f is small.
+    """
+    reading = graph.spans[span]
+    weights = results[reading.rows].reshape(-1).astype(np.float64)
+    real = weights > 0
+    weights = weights[real]
+    entry, exit, change = (
+        np.sqrt(results[name][real].astype(np.float64)) for name in (reading.entry, reading.exit, reading.change)
+    )
+    product = 2 * entry * exit
+    ratio = np.divide(change, exit, out=np.zeros_like(change), where=exit > 0)
+    turn = np.divide(change**2 - (entry - exit) ** 2, product, out=np.zeros_like(change), where=product > 0)
+    turn = np.clip(turn, 0.0, 2.0)
+    return SpanSums(span.entry, span.exit, float(weights.sum()), float(weights @ ratio), float(weights @ turn))
+
+
+def _total(weights: np.ndarray) -> float:
+    return float(weights.sum(dtype=np.float64))
+
+
+def _reference(model: Model, masks: Sequence[str]) -> str:
+    """Return an input whose axis 0 is the batch."""
+    specs = input_specs(model)
+    ranked = [name for name, spec in specs.items() if spec.shape is None or len(spec.shape) > 1]
+    return next(iter((*masks, *ranked, *specs)))
+
+
+def _layouts(
+    model: Model, question: Question, first: Batch, reference: str
+) -> tuple[dict[Tap, Layout], dict[Span, tuple[Layout, Layout]], dict[Moment, Layout]]:
+    specs = input_specs(model)
+    declared = {name: spec.shape or (None, None) for name, spec in specs.items()}
+    names = Scheme(declared[reference][0], {mask: declared[mask] for mask in question.masks})
+    shapes = {name: value.shape for name, value in first.feeds.items()}
+    sizes = Scheme((shapes[reference] or (1,))[0], {mask: shapes[mask] for mask in question.masks})
+    tensors = main_tensors(model)
+    places = [*question.taps, *question.moments]
+    places += [Tap(name, span.axis, span.layout) for span in question.spans for name in (span.entry, span.exit)]
+    for place in places:
+        if place.tensor not in tensors:
+            raise InputError(f"cannot measure '{place.tensor}': the graph has no such tensor outside its subgraphs")
+    measured: dict[str, tuple[int, ...]] = {}
+
+    def measure(tensor: str) -> tuple[int, ...]:
+        if not measured:
+            probe, outputs = shape_outputs(model, {place.tensor for place in places})
+            session = open_session(probe, provider=question.provider, threads=question.threads)
+            found = dict(zip((item.name for item in session.get_outputs()), run_session(session, first.feeds, first.where), strict=True))
+            measured.update({name: tuple(map(int, found[output])) for name, output in outputs.items()})
+        return measured[tensor]
+
+    def fit(place: Wanted) -> Layout:
+        shape = tensors[place.tensor].shape
+        return find_layout(place.tensor, place.axis, place.layout, shape, names, sizes, measure)
+
+    return (
+        {tap: fit(tap) for tap in question.taps},
+        {
+            span: (fit(Tap(span.entry, span.axis, span.layout)), fit(Tap(span.exit, span.axis, span.layout)))
+            for span in question.spans
+        },
+        {moment: fit(moment) for moment in question.moments},
+    )
