@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from graphclone.axes.solver import AxisTyping, type_axes
+from graphclone.axes.solver import type_axes
+from graphclone.axes.typed import AxisTyping
 from graphclone.blocks import Stack, find_stacks
 from graphclone.dimensions import Dimension, name_dimensions
 from graphclone.model import Model

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Axis, find, free_leaves, is_static, is_unit, leaves
 from graphclone.axes.contractions import Contraction, contraction_of
-from graphclone.axes.solver import AxisTyping, TypedNode
+from graphclone.axes.typed import AxisTyping, TypedNode
 
 PRIME = (1 << 61) - 1
 ATTENTION_OPS = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}

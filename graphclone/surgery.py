@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis, analyse
 from graphclone.axes.axis import Axis, find
-from graphclone.axes.solver import Site
+from graphclone.axes.typed import Site
 from graphclone.bypass import bypass, exchange_input
 from graphclone.errors import CutError
 from graphclone.graphs import walk
@@ -246,29 +246,33 @@ class _Surgeon:
         if given in (None, 0.0) and self.cut.size(site.axes[0]) != find(site.axes[0]).size:
             node.attrs["scale"] = float(site.value)
 
-    def _denominator(self, site: Site, node: gs.Node) -> None:
-        """Rescale the divisor of a statistic by the ratio of its axes' sizes, to the power the site says."""
-        old = math.prod(find(axis).size[0] for axis in site.axes)
-        new = math.prod(self.cut.size(axis)[0] for axis in site.axes)
+    def _denominator(self, site: Site, node: gs.Node, less: int = 0) -> None:
+        """Let a statistic's divisor or multiplier, (size - less) ** power, follow the size of the statistic's axes."""
+        old = math.prod(find(axis).size[0] for axis in site.axes) - less
+        new = math.prod(self.cut.size(axis)[0] for axis in site.axes) - less
         if old == new:
             return
         tensor = node.inputs[site.slot]
         if site.op.is_constant(site.slot):
             value = weight_of(tensor).load()
-            exact = float(new) ** site.value
-            near = np.allclose(value.astype(np.float64), float(old) ** site.value, rtol=1e-6)
-            scaled = np.full_like(value, exact) if near else value.astype(np.float64) * (new / old) ** site.value
-            node.inputs[site.slot] = self._constant(node, site.slot, np.asarray(scaled).astype(value.dtype))
+            node.inputs[site.slot] = self._constant(node, site.slot, np.full_like(value, float(new) ** site.value))
             return
         known = site.op.value(site.slot)
-        ratio = np.asarray((new / old) ** site.value, known[0].dtype if known is not None else np.float32)
-        if known is not None and np.array_equal(known[0], known[-1]):
-            node.inputs[site.slot] = self._constant(node, site.slot, (known[0] * ratio).astype(known[0].dtype))
+        dtype = known[0].dtype
+        if np.array_equal(known[0], known[-1]):
+            node.inputs[site.slot] = self._constant(node, site.slot, np.full_like(known[0], float(new) ** site.value))
             return
         scaled = gs.Variable(self._fresh(f"{tensor.name}_rescaled"), tensor.dtype)
-        factor = self._constant(node, site.slot, ratio)
-        self.inserted[id(node)].append(gs.Node("Mul", self._fresh(f"{node.name}_ratio"), {}, [tensor, factor], [scaled]))
+        if dtype.kind == "f":
+            factor = self._constant(node, site.slot, np.asarray((new / old) ** site.value, dtype))
+            step = gs.Node("Mul", self._fresh(f"{node.name}_ratio"), {}, [tensor, factor], [scaled])
+            self.inserted[id(node)].append(step)
+        else:
+            scaled = self._rescaled(node, tensor, [((new,), (old,))], np.shape(known[0]))
         node.inputs[site.slot] = scaled
+
+    def _denominator_less_one(self, site: Site, node: gs.Node) -> None:
+        self._denominator(site, node, less=1)
 
     def _constant(self, node: gs.Node, slot, values: np.ndarray) -> gs.Constant:
         return gs.Constant(self._fresh(f"{node.name}_{slot}"), Weight.of(np.asarray(values, order="C")))

@@ -6,7 +6,7 @@ import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Axis
 from graphclone.axes.notation import Pattern, parse
-from graphclone.axes.solver import TypedNode
+from graphclone.axes.typed import TypedNode
 
 CONTRACTING = {
     "MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "FusedMatMul", "FusedGemm", "MatMulInteger", "QLinearMatMul",

@@ -3,80 +3,26 @@
 import ast
 import itertools
 import operator
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphclone.axes import load_rules
-from graphclone.axes.axis import Axis, Equations, Size, divide, find, is_unit, leaves, lock, multiply, product, total
+from graphclone.axes.axis import Axis, Equations, Size, divide, is_unit, leaves, lock, multiply, product, total
+from graphclone.axes.denominators import find_denominators
 from graphclone.axes.notation import Pattern, parse, parse_axes
 from graphclone.axes.registry import Store, Typing, find_rule
+from graphclone.axes.typed import Axes, AxisTyping, Site, TypedNode, Use
 from graphclone.axes.values import evaluate
 from graphclone.graphs import constants, walk
 from graphclone.model import Model
 from graphclone.op import Op, Values
 from graphclone.weights import weight_of
 
-Axes = list[Axis]
 MAX_CONSTANT = 1 << 20
 SMALL_PRIMES = [(2, 3), (5, 7), (11, 13), (17, 19), (23, 29), (31, 37), (41, 43), (47, 53), (59, 61), (67, 71)]
 LARGE_PRIMES = [(1601, 2003), (1607, 2011), (1609, 2017), (1613, 2027)]
-
-
-@dataclass(slots=True)
-class Site:
-    """A place in the graph that stores sizes of axes; `axes` and `whole` are the store's patterns, bound."""
-
-    op: Op
-    slot: int | str
-    kind: str
-    axes: tuple[Axis, ...]
-    whole: tuple[Axis, ...] = ()
-    value: float = 0.0
-    reported: Values | None = None
-
-
-@dataclass(slots=True)
-class TypedNode:
-    """A node with its signature and what its names stand for."""
-
-    op: Op
-    text: str
-    bound: dict[str, Axis]
-    outputs: list[Axes | None]
-    constrains: bool = True
-
-
-@dataclass(slots=True)
-class Use:
-    """One use of an initializer: the consumer's slot and the axes it has there (slot None: a graph output)."""
-
-    node: gs.Node | None
-    slot: int
-    axes: Axes
-
-
-@dataclass(slots=True)
-class AxisTyping:
-    """The result of a sweep.
-
-    types: axes of every tensor by name (None where unknown). uses: every use of every initializer. nodes: every
-    node in order. sites: what surgery rewrites. index_axes: {integer graph input: the axis its values range over}.
-    minimum: (axis, least size, node) triples. unknown: nodes without a rule. values: known shape arithmetic.
-    """
-
-    types: dict[str, Axes | None] = field(default_factory=dict)
-    uses: dict[str, list[Use]] = field(default_factory=lambda: defaultdict(list))
-    nodes: list[TypedNode] = field(default_factory=list)
-    sites: list[Site] = field(default_factory=list)
-    index_axes: dict[str, Axis] = field(default_factory=dict)
-    minimum: list[tuple[Axis, int, str]] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    values: dict[str, Values] = field(default_factory=dict)
-    shape_only: set[int] = field(default_factory=set)
 
 
 def type_axes(model: Model) -> AxisTyping:
@@ -86,7 +32,9 @@ def type_axes(model: Model) -> AxisTyping:
         typing = type_axes(graphclone.load("gpt2.onnx")); typing.types["last_hidden_state"]
     """
     load_rules()
-    return _Sweep(model).run()
+    typing = _Sweep(model).run()
+    typing.sites += find_denominators(typing)
+    return typing
 
 
 class _Sweep:
@@ -112,6 +60,10 @@ class _Sweep:
         for tensor in graph.outputs:
             if isinstance(tensor, gs.Constant):
                 self._constant_axes(tensor, None, 0)
+            elif tensor.name in self.positions:
+                self.result.position_outputs[tensor.name] = self.positions[tensor.name]
+            elif self.origin.get(tensor.name) in self.result.index_axes:
+                self.result.position_outputs[tensor.name] = self.result.index_axes[self.origin[tensor.name]]
         for name, axis in self.result.index_axes.items():
             if name in self.compared:
                 lock(axis, f"{self.compared[name]} computes with the values of input '{name}'")

@@ -113,6 +113,20 @@ def _range(op: Op, start, limit, delta):
     return np.arange(start.item(), limit.item(), delta.item()).astype(start.dtype)
 
 
+def _one_hot(op: Op, indices, depth, values):
+    count = int(np.ravel(depth)[0])
+    hot = np.mod(np.asarray(indices), count)[..., None] == np.arange(count)
+    return np.where(np.moveaxis(hot, -1, int(op.attribute("axis", -1))), values[1], values[0])
+
+
+def _scatter_nd(op: Op, data, indices, updates):
+    if str(op.attribute("reduction", "none")) != "none":
+        raise ValueError
+    result = np.array(data)
+    result[tuple(np.moveaxis(indices, -1, 0))] = updates
+    return result
+
+
 def _split_first(op: Op, x, split=None):
     axis = int(op.attribute("axis", 0))
     if split is None:
@@ -167,6 +181,10 @@ FUNCTIONS: dict[str, Callable] = {
     "And": lambda op, a, b: a & b,
     "Or": lambda op, a, b: a | b,
     "Where": lambda op, c, a, b: np.where(c, a, b),
+    "OneHot": _one_hot,
+    "ScatterND": _scatter_nd,
+    "GatherElements": lambda op, x, i: np.take_along_axis(x, i, int(op.attribute("axis", 0))),
+    "Clip": lambda op, x, low=None, high=None: np.clip(x, low, high),
     "ReduceProd": _reduce(np.prod),
     "ReduceSum": _reduce(np.sum),
     "ReduceMax": _reduce(np.max),
