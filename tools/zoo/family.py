@@ -29,6 +29,8 @@ class Family:
     """A family: `make()` returns the framework's model, tiny and with random weights.
 
     outputs: fields of the model's output -> shape with symbols for the dynamic axes.
+    extra: further arguments of the model's `forward`.
+    seed, gain: of the random weights, see `perturb`.
     """
 
     name: str
@@ -38,12 +40,13 @@ class Family:
     layout: Layout
     extra: Mapping[str, object] = field(default_factory=lambda: {"use_cache": False})
     seed: int = 0
+    gain: float = 1.5
 
     def build(self, seed: int | None = None) -> torch.nn.Module:
         """Return the model in eval mode, with seeded weights; `forward(*inputs)` returns a tuple of plain tensors."""
         torch.manual_seed(self.seed if seed is None else seed)
         model = self.make()
-        perturb(model)
+        perturb(model, gain=self.gain)
         return plain(model.eval(), tuple(self.inputs), tuple(self.outputs), self.extra)
 
 

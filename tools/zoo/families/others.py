@@ -3,7 +3,7 @@
 import numpy as np
 from torch.nn.utils import parametrize
 
-from zoo.families.decoders import INPUTS, LOGITS, VOCAB, make
+from zoo.families.decoders import VOCAB, make
 from zoo.family import BATCH, SAMPLES, Family, Input
 from zoo.layout import Layout, Stack
 
@@ -87,6 +87,7 @@ WAV2VEC2 = Family(
     extra={},
 )
 
+LENGTH = 7  # the scan is unrolled at export
 MAMBA = Family(
     "mamba",
     make(
@@ -100,8 +101,8 @@ MAMBA = Family(
         expand=2,
         use_mambapy=False,
     ),
-    INPUTS,
-    LOGITS,
+    {"input_ids": Input("ids", (BATCH, LENGTH), below=VOCAB), "attention_mask": Input("mask", (BATCH, LENGTH))},
+    {"logits": (BATCH, LENGTH, VOCAB)},
     Layout(
         sizes={"vocab": VOCAB, "hidden": 48, "ffn": 96, "state": 8, "time_step": 5},
         rows={"backbone.embeddings.weight": "vocab hidden", "backbone.norm_f.weight": "hidden"},
@@ -127,6 +128,7 @@ MAMBA = Family(
             ),
         ),
     ),
+    gain=0.8,  # its states grow exponentially
 )
 
 FAMILIES = (WAV2VEC2, MAMBA)

@@ -242,6 +242,7 @@ T5 = Family(
         stack_coupled=("heads",),
         before=_own_cross_bias,
     ),
+    gain=0.9,  # its attention is not scaled by the head's size
 )
 
 FAMILIES = (T5, BART, MARIAN, WHISPER)
