@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from graphclone.analysis import Analysis, analyse
-from graphclone.calibration import Statistics
+from graphclone.calibration.statistics import Statistics
 from graphclone.errors import CutError, InputError
 from graphclone.model import Model
 from graphclone.plan import Plan

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from graphclone.analysis import Analysis, analyse
-from graphclone.calibration import Statistics
+from graphclone.calibration.statistics import Statistics
 from graphclone.model import Model
 from graphclone.pipeline import Pipeline, Result
 from graphclone.taps import all_taps, spans
@@ -19,7 +19,7 @@ def calibrate(
     *,
     provider: str = "auto",
     batches: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     mask: str | None = None,
     progress: bool = True,
     analysis: Analysis | None = None,
@@ -34,17 +34,17 @@ def calibrate(
     Example:
         stats = graphclone.calibrate(parent, "samples.npz")
     """
+    from graphclone.calibration.data import open_data
     from graphclone.calibration.run import measure
 
     analysis = analysis or analyse(model)
+    source = open_data(data, model, batch_size=batch_size, batches=batches)
     return measure(
         model,
-        data,
+        source,
         all_taps(analysis),
         spans(analysis),
         provider=provider,
-        batches=batches,
-        batch_size=batch_size,
         mask=mask,
         progress=progress,
         **options,

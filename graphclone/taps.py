@@ -10,7 +10,7 @@ from graphclone.analysis import Analysis
 from graphclone.axes.axis import Axis, find, is_static, leaves
 from graphclone.axes.contractions import Contraction, contraction_of, derives_from_constant
 from graphclone.axes.typed import TypedNode
-from graphclone.calibration import Span, Tap
+from graphclone.calibration.taps import Span, Tap
 from graphclone.dimensions import Dimension, axis_key
 from graphclone.plan import half_names
 

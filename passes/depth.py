@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graphclone.blocks import Stack
-from graphclone.calibration import Statistics
+from graphclone.calibration.statistics import Statistics
 from graphclone.errors import CutError, InputError
 from graphclone.importance import BLOCK_RULES, choose_blocks
 from graphclone.model import Model

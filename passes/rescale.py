@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from graphclone.analysis import Analysis
 from graphclone.axes.axis import find
 from graphclone.axes.contractions import contraction_of
-from graphclone.calibration import Statistics
+from graphclone.calibration.statistics import Statistics
 from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.pipeline import Context

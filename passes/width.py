@@ -7,7 +7,7 @@ import numpy as np
 
 from graphclone.axes.axis import Axis, find, free_leaves, leaves
 from graphclone.blocks import Stack
-from graphclone.calibration import Statistics
+from graphclone.calibration.statistics import Statistics
 from graphclone.dimensions import Dimension, axis_key
 from graphclone.errors import CutError, InputError
 from graphclone.importance import METRICS, select
