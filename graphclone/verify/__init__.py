@@ -1,0 +1,127 @@
+"""Prove a model, and a cut of it, on synthesised inputs: what `graphclone verify` prints."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from graphclone.analysis import Analysis, analyse
+from graphclone.errors import InputError
+from graphclone.model import Model
+from graphclone.plan import Plan
+from graphclone.surgery import apply
+from graphclone.verify import oracles
+from graphclone.verify.bench import TOLERANCE, Bench, first_run, run
+from graphclone.verify.child import compare_outputs, compare_weights
+from graphclone.verify.inputs import Feeds
+from graphclone.verify.report import Check, Report
+from graphclone.verify.structure import problem_of
+from graphclone.verify.weights import is_low, raised
+
+PROBES = 2
+
+
+def verify(
+    model: Model,
+    *,
+    data: Iterable[Mapping[str, np.ndarray]] | None = None,
+    parent: Model | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    analysis: Analysis | None = None,
+) -> Report:
+    """Check a model's form, run it, and judge its analysis by the permutation, zero and half-cut oracles.
+
+    data: feeds by input name; the first two are used in place of synthesised ones. parent, plan: judge the model as the
+    child of this cut too. seed: of inputs, noise, orders and halves. analysis: of the model, where it is at hand.
+    Raises: InputError where onnxruntime cannot run the model at all. A check that fails is in the report.
+
+    Example:
+        >>> verify(graphclone.load("gpt2.onnx")).ok  # doctest: +SKIP
+        True
+    """
+    checks = [_timed("checker", lambda: _form(model))]
+    analysis = analysis or analyse(model)
+    started = time.perf_counter()
+    note, probes, outputs = _run(model, analysis, data, seed)
+    checks.append(_finished(_finite(note, probes, outputs), started))
+    bench = Bench.of(model, analysis, probes, seed)
+    for name, oracle in (("permutation", oracles.permutation), ("zero", oracles.zero), ("half cut", oracles.half)):
+        checks.append(_timed(name, lambda oracle=oracle: oracle(bench, seed)))
+    if parent is not None and plan is not None:
+        again = apply(parent, plan)
+        checks.append(_timed("slices", lambda: _slices(model, again)))
+        checks.append(_timed("outputs", lambda: _same_outputs(model, again, probes)))
+    return Report(tuple(checks))
+
+
+def _timed(name: str, check: Callable[[], Check]) -> Check:
+    started = time.perf_counter()
+    return _finished(check(), started)
+
+
+def _finished(check: Check, started: float) -> Check:
+    return Check(check.name, check.ok, check.figure, check.tolerance, check.where, time.perf_counter() - started)
+
+
+def _form(model: Model) -> Check:
+    problem = problem_of(model)
+    return Check("checker", not problem, where=problem)
+
+
+def _run(model: Model, analysis: Analysis, data, seed: int) -> tuple[str, list[Feeds], list[dict[str, np.ndarray]]]:
+    """Return a note, feeds and outputs; a 16-bit model that onnxruntime has no kernels for runs in fp32."""
+    low = is_low(model)
+    for number, version in enumerate([model, raised(model)] if low else [model]):
+        widened = "in fp32, because onnxruntime does not run it in 16 bits" if number else ""
+        try:
+            if data is None:
+                note, probes, outputs = first_run(version, analysis, seed)
+                return "; ".join(filter(None, (note, widened))), probes, outputs
+            probes = _given(model, data)
+            return widened, probes, run(version, probes)
+        except InputError:
+            if number == low:
+                raise
+    raise AssertionError("one version ran or raised")
+
+
+def _given(model: Model, data: Iterable[Mapping[str, np.ndarray]]) -> list[Feeds]:
+    names = [tensor.name for tensor in model.inputs]
+    probes = []
+    for feeds in data:
+        for name in names:
+            if name not in feeds:
+                raise InputError(f"the data has no values for the input '{name}'; the inputs are {', '.join(names)}")
+        probes.append({name: np.asarray(feeds[name]) for name in names})
+        if len(probes) == PROBES:
+            break
+    if not probes:
+        raise InputError("the data is empty; give at least one feed, or none for synthesised inputs")
+    return probes
+
+
+def _finite(note: str, probes: list[Feeds], outputs: list[dict[str, np.ndarray]]) -> Check:
+    bad = [
+        name
+        for result in outputs
+        for name, array in result.items()
+        if isinstance(array, np.ndarray)
+        and array.dtype.kind not in "iubUSO"
+        and not np.isfinite(array.astype(np.float32)).all()
+    ]
+    where = f"output '{bad[0]}' holds NaN or infinity" if bad else note or f"{len(probes)} shapes"
+    return Check("run", not bad, where=where)
+
+
+def _slices(child: Model, again: Model) -> Check:
+    problem = compare_weights(child, again)
+    return Check("slices", not problem, where=problem or f"{len(again.weights)} initializers")
+
+
+def _same_outputs(child: Model, again: Model, probes: list[Feeds]) -> Check:
+    figure = compare_outputs(child, again, probes)
+    return Check("outputs", figure <= TOLERANCE, figure, TOLERANCE)
+
+
+__all__ = ["Check", "Report", "verify"]

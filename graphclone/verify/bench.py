@@ -1,0 +1,193 @@
+"""The bench every oracle works on: one model, its perturbed copy, its feeds and what the copy makes of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphclone.analysis import Analysis
+from graphclone.axes.axis import Axis, find, free_leaves, is_static, leaves
+from graphclone.calibration.session import RUNTIME_ERRORS, describe, first_line, open_session
+from graphclone.dtypes import is_float
+from graphclone.errors import InputError
+from graphclone.model import Model
+from graphclone.plan import Cut
+from graphclone.surgery import carry_out
+from graphclone.verify.inputs import Feeds, candidates
+from graphclone.verify.weights import perturbed
+
+Outputs = dict[str, np.ndarray]
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Bench:
+    """model: as it is. analysis: of it. copy: the same with perturbed weights in fp32. probes: feeds of the copy.
+    outputs: what the copy makes of each probe."""
+
+    model: Model
+    analysis: Analysis
+    copy: Model
+    probes: tuple[Feeds, ...]
+    outputs: tuple[Outputs, ...]
+
+    @staticmethod
+    def of(model: Model, analysis: Analysis, probes: Sequence[Feeds], seed: int = 0) -> "Bench":
+        """Perturb a model and run the copy on the probes."""
+        copy = perturbed(model, seed)
+        dtypes = {tensor.name: tensor.dtype for tensor in copy.inputs}
+        fitted = tuple(
+            {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()} for feeds in probes
+        )
+        return Bench(model, analysis, copy, fitted, tuple(run(copy, fitted)))
+
+    def child(self, cut: Cut) -> Model:
+        """Return the cut carried out on the perturbed copy."""
+        return carry_out(cut, self.model, self.analysis, onto=self.copy)
+
+    def cut(self, indices: Mapping[Axis, np.ndarray]) -> Cut:
+        """Return a cut that keeps all blocks and, of the given atoms, these indices."""
+        blocks = {stack.prefix: tuple(block.index for block in stack.blocks) for stack in self.analysis.stacks}
+        return Cut({id(atom): kept for atom, kept in indices.items()}, tuple(indices), blocks, ())
+
+    def feeds(self, cut: Cut, feeds: Feeds) -> tuple[Feeds, Feeds]:
+        """Return what parent and child are fed so that both mean the same: ids of kept rows, cut float inputs."""
+        parent, child = dict(feeds), dict(feeds)
+        typing = self.analysis.typing
+        for name, axis in typing.index_axes.items():
+            kept = cut.picks(axis)
+            if kept is not None:
+                place = np.full(find(axis).size[0], -1, np.int64)
+                place[kept] = np.arange(len(kept))
+                ids = place[feeds[name]]
+                ids = np.where(ids < 0, feeds[name] % len(kept), ids)
+                child[name] = ids.astype(feeds[name].dtype)
+                parent[name] = kept[ids].astype(feeds[name].dtype)
+        for name, array in feeds.items():
+            if array.dtype.kind not in "iubUSO":
+                child[name] = self._taken(cut, typing.types.get(name), array)
+        return parent, child
+
+    def expected(self, cut: Cut, outputs: Outputs) -> Outputs:
+        """Return the child's outputs that the parent's mean: axes that the cut touches taken, positions renumbered."""
+        typing, result = self.analysis.typing, {}
+        for name, array in outputs.items():
+            axis = typing.position_outputs.get(name)
+            kept = None if axis is None else cut.picks(axis)
+            if kept is not None and len(kept) == find(axis).size[0]:
+                array = np.argsort(kept)[array].astype(array.dtype)
+            result[name] = self._taken(cut, typing.types.get(name), array)
+        return result
+
+    def _taken(self, cut: Cut, axes: Sequence[Axis] | None, array: np.ndarray) -> np.ndarray:
+        for position, axis in enumerate(axes or ()):
+            kept = picks(cut, axis, array.shape[position])
+            if kept is not None:
+                array = array.take(kept, position)
+        return np.ascontiguousarray(array) if array.ndim else array
+
+    def atoms(self) -> list[Axis]:
+        """Return every atom that may be cut and that float weights, float inputs or a dimension carry."""
+        typing, weights = self.analysis.typing, self.model.weights
+        axes: list[Axis] = [axis for dimension in self.analysis.dimensions for axis in dimension.axes]
+        for name, uses in typing.uses.items():
+            if name in weights and is_float(weights[name].onnx_dtype):
+                axes += [axis for use in uses for axis in use.axes]
+        for tensor in self.model.inputs:
+            axes += typing.types.get(tensor.name) or ()
+        return list({id(leaf): leaf for axis in axes for leaf in free_leaves(axis)}.values())
+
+    def name(self, atom: Axis) -> str:
+        """Return how a person calls an atom: its dimensions, or an initializer that carries it."""
+        names = [
+            d.name for d in self.analysis.dimensions if any(atom is leaf for axis in d.axes for leaf in leaves(axis))
+        ]
+        if names:
+            return names[0] if len(names) < 3 else f"{names[0]} and {len(names) - 1} more"
+        for name, uses in self.analysis.typing.uses.items():
+            for use in uses:
+                for position, axis in enumerate(use.axes):
+                    if any(atom is leaf for leaf in leaves(axis)):
+                        return f"axis {position} of '{name}' ({atom.size[0]} entries)"
+        return f"an axis of {atom.size[0]}"
+
+
+def picks(cut: Cut, axis: Axis, actual: int) -> np.ndarray | None:
+    """Return the kept positions along an axis that has `actual` entries at run time, or None where all stay."""
+    axis = find(axis)
+    if is_static(axis) or axis.kind == "atom":
+        return cut.picks(axis)
+    if all(id(leaf) not in cut.indices for leaf in leaves(axis)):
+        return None
+    dynamic = [part for part in axis.parts if not is_static(find(part))]
+    fixed = [find(part).size[0] for part in axis.parts if is_static(find(part))]
+    rest = actual // int(np.prod(fixed)) if axis.kind == "product" else actual - sum(fixed)
+    if len(dynamic) > 1:
+        return None
+    parts = []
+    for part in axis.parts:
+        size = rest if part is dynamic[0] else find(part).size[0]
+        kept = picks(cut, part, size)
+        parts.append((size, np.arange(size) if kept is None else kept))
+    result = parts[0][1]
+    offset = parts[0][0]
+    for size, kept in parts[1:]:
+        if axis.kind == "product":
+            result = (result[:, None] * size + kept[None, :]).reshape(-1)
+        else:
+            result = np.concatenate([result, kept + offset])
+            offset += size
+    return result
+
+
+def run(model: Model, probes: Iterable[Feeds]) -> list[Outputs]:
+    """Return a model's outputs for each probe, repeatable bit by bit. Raises: InputError where it does not run."""
+    session = open_session(model, threads=1, mem_reuse=False, optimize="basic")
+    names = [output.name for output in session.get_outputs()]
+    wanted = {tensor.name for tensor in session.get_inputs()}
+    results = []
+    for feeds in probes:
+        try:
+            values = session.run(None, {name: array for name, array in feeds.items() if name in wanted})
+        except RUNTIME_ERRORS as error:
+            raise InputError(f"onnxruntime cannot run {describe(model)}: {first_line(error)}") from error
+        results.append(dict(zip(names, values, strict=True)))
+    return results
+
+
+def first_run(model: Model, analysis: Analysis, seed: int = 0) -> tuple[str, list[Feeds], list[Outputs]]:
+    """Return a note, the synthesised feeds that a model runs on, and its outputs.
+
+    Raises: InputError where onnxruntime cannot run it at all.
+    """
+    session = open_session(model, threads=1, mem_reuse=False)
+    names = [output.name for output in session.get_outputs()]
+    problem: Exception | None = None
+    for note, probes in candidates(model, analysis.typing, seed):
+        try:
+            return note, probes, [dict(zip(names, session.run(None, feeds), strict=True)) for feeds in probes]
+        except RUNTIME_ERRORS as error:
+            problem = problem or error
+    raise InputError(f"onnxruntime cannot run {describe(model)}: {first_line(problem)}; give inputs it runs on as data")
+
+
+def difference(got: Outputs, wanted: Outputs) -> float:
+    """Return the largest of max |a - b| / max |b| over the outputs; `inf` where shapes, integers or NaN differ."""
+    return max((_relative(got.get(name), array) for name, array in wanted.items()), default=0.0)
+
+
+def _relative(got: np.ndarray | None, wanted: np.ndarray) -> float:
+    if got is None or not isinstance(wanted, np.ndarray) or got.shape != wanted.shape:
+        return float("inf")
+    if not wanted.size:
+        return 0.0
+    if wanted.dtype.kind not in "fc":
+        return 0.0 if np.array_equal(got, wanted) else float("inf")
+    same = got == wanted  # infinities of one sign agree
+    if not (np.isfinite(got) | same).all() or not (np.isfinite(wanted) | same).all():
+        return float("inf")
+    finite = np.where(same, 0, wanted)
+    largest = float(np.abs(np.where(np.isfinite(wanted), wanted, 0)).max())
+    gap = float(np.abs(np.where(same, 0, got) - finite).max())
+    return gap / largest if largest else gap

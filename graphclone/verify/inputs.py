@@ -1,0 +1,100 @@
+"""Synthesise what a model is fed: ids, masks, positions and floats of two shapes, consistent across its inputs."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphclone.axes.axis import Size
+from graphclone.axes.typed import AxisTyping
+from graphclone.model import Model
+
+Feeds = dict[str, np.ndarray]
+
+SMALL = 1000  # the typing gives symbols of images and waves larger sizes
+IMAGES = ((96, 128), (160, 64))
+LENGTHS = ((6, 9), (8, 4), (10, 3), (12, 14))
+PADDING = 2
+
+
+def candidates(model: Model, typing: AxisTyping, seed: int = 0) -> Iterator[tuple[str, list[Feeds]]]:
+    """Yield pairs of feeds to try, likeliest first, each with a note of what it had to give up.
+
+    The sizes are the typing's, except that images and waves are small first. The last try of each has batch one: some
+    operators of onnxruntime run nothing larger. A model without symbolic sizes has one shape, and one probe a mask.
+    """
+    typed = _typed_sizes(model, typing)
+    tried: list[dict[str, Size]] = []
+    for sizes in (_shrunk(model, typed, images=True), _shrunk(model, typed, images=False), typed):
+        for batch_one in (False, True):
+            settled = {name: (1, 1) if batch_one and name in _batches(model) else size for name, size in sizes.items()}
+            if settled in tried:
+                continue
+            tried.append(settled)
+            note = "batch 1, because onnxruntime runs no larger one" if batch_one else ""
+            yield note, [synthesise(model, typing, settled, probe, seed) for probe in (0, 1)]
+
+
+def synthesise(model: Model, typing: AxisTyping, sizes: Mapping[str, Size], probe: int, seed: int = 0) -> Feeds:
+    """Return feeds of one probe: the first has masks of ones, the second ends every other row in padding."""
+    random = np.random.default_rng((seed, probe))
+    feeds = {}
+    for tensor in model.inputs:
+        shape = [sizes[_symbol(tensor, axis)][probe] for axis in range(len(tensor.shape or ()))]
+        feeds[tensor.name] = _values(tensor, shape, typing, random, padded=probe == 1)
+    return feeds
+
+
+def _values(tensor: gs.Tensor, shape: list[int], typing: AxisTyping, random, padded: bool) -> np.ndarray:
+    if is_float(tensor):
+        dtype = np.float32 if tensor.dtype is None else tensor.dtype
+        return random.standard_normal(shape).astype(dtype)
+    dtype = np.dtype(tensor.dtype)
+    if dtype.kind in "USO":
+        return np.full(shape, "", object)
+    axis = typing.index_axes.get(tensor.name)
+    if axis is not None:
+        return random.integers(0, min(axis.size), shape).astype(dtype)
+    if "position" in tensor.name and shape:
+        return np.broadcast_to(np.arange(shape[-1]), shape).astype(dtype)
+    values = np.ones(shape, dtype)
+    if padded and len(shape) > 1 and shape[-1] > PADDING + 1:
+        values[1::2, ..., -PADDING:] = 0
+        if shape[0] == 1:
+            values[0, ..., -PADDING:] = 0
+    return values
+
+
+def is_float(tensor: gs.Tensor) -> bool:
+    """Tell whether a graph input holds real numbers; the types numpy lacks are all floats of few bits."""
+    return tensor.dtype is None or np.dtype(tensor.dtype).kind not in "iubUSO"
+
+
+def _symbol(tensor: gs.Tensor, axis: int) -> str:
+    size = tensor.shape[axis]
+    return size if isinstance(size, str) and size else f"{tensor.name}.{axis}"
+
+
+def _typed_sizes(model: Model, typing: AxisTyping) -> dict[str, Size]:
+    return {
+        _symbol(tensor, i): axis.size
+        for tensor in model.inputs
+        for i, axis in enumerate(typing.types.get(tensor.name) or ())
+    }
+
+
+def _shrunk(model: Model, typed: Mapping[str, Size], images: bool) -> dict[str, Size]:
+    """Exchange the large sizes: of images (both last axes dynamic) by multiples of 32, of others by a few entries."""
+    sizes, pictures, lengths = dict(typed), iter(IMAGES * 4), iter(LENGTHS * 4)
+    for tensor in model.inputs:
+        names = [_symbol(tensor, axis) for axis in range(len(tensor.shape or ()))]
+        large = [name for name in names if min(sizes[name]) > SMALL and len(set(sizes[name])) > 1]
+        is_image = images and is_float(tensor) and len(names) == 4 and names[2:] == large
+        for name in large:
+            sizes[name] = next(pictures if is_image else lengths)
+    return sizes if images else {name: size for name, size in sizes.items()}
+
+
+def _batches(model: Model) -> set[str]:
+    """Return the symbols of first axes."""
+    return {_symbol(tensor, 0) for tensor in model.inputs if tensor.shape and isinstance(tensor.shape[0], str)}

@@ -1,0 +1,188 @@
+"""Copies of a model with other weights: perturbed, so that no permutation hides, and with slices zeroed."""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+
+import ml_dtypes
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from graphclone.axes.typed import AxisTyping
+from graphclone.dtypes import is_float
+from graphclone.graphs import walk
+from graphclone.model import Model
+from graphclone.plan import Cut
+from graphclone.sources import Source
+from graphclone.weights import Weight, weight_of
+
+SPREAD = 0.1
+LARGEST = 1e4  # masks and sentinels beyond it stay as they are
+HELD_BYTES = 1 << 30
+LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+SIZES_AS_FLOATS = {"Resize": (1, 2), "Upsample": (1,)}
+
+
+def perturbed(model: Model, seed: int = 0) -> Model:
+    """Return a copy in fp32 whose float tensors are scattered around their values.
+
+    Scalars, masks and counting tensors stay. Values are drawn when they are read, and kept up to 1 GB in all.
+    """
+    copy = raised(model)
+    room = HELD_BYTES
+    fixed = {
+        id(node.inputs[slot])
+        for graph in walk(copy.graph)
+        for node in graph.nodes
+        for slot in SIZES_AS_FLOATS.get(node.op, ())
+        if slot < len(node.inputs)
+    }
+    for constant in _constants(copy):
+        weight = weight_of(constant)
+        if id(constant) in fixed or weight.size < 2 or weight.onnx_dtype not in (TensorProto.FLOAT, TensorProto.DOUBLE):
+            continue
+        room -= weight.nbytes
+        constant._values = Weight(_Scattered(weight, (seed, zlib.crc32(constant.name.encode())), held=room > 0))
+    return copy
+
+
+def raised(model: Model) -> Model:
+    """Return a copy in which fp16 and bf16 are fp32: weights, inputs, casts and fills."""
+    copy = model.copy()
+    for constant in _constants(copy):
+        weight = weight_of(constant)
+        if weight.onnx_dtype in LOW:
+            constant._values = Weight(_Raised(weight))
+    for graph in walk(copy.graph):
+        for node in graph.nodes:
+            for name in ("to", "dtype"):
+                if name in node.attrs and _is_low(node.attrs[name]):
+                    node.attrs[name] = TensorProto.FLOAT
+            value = node.attrs.get("value")
+            if isinstance(value, gs.Constant) and weight_of(value).onnx_dtype in LOW:
+                node.attrs["value"] = gs.Constant(value.name, Weight(_Raised(weight_of(value))))
+        for tensor in (*graph.inputs, *graph.outputs, *(t for node in graph.nodes for t in node.outputs)):
+            if not isinstance(tensor, gs.Constant) and tensor.dtype is not None and _is_low(tensor.dtype):
+                tensor.dtype = np.float32
+    return copy
+
+
+def is_low(model: Model) -> bool:
+    """Tell whether a model computes in fp16 or bf16."""
+    return any(weight.onnx_dtype in LOW for weight in model.weights.values())
+
+
+def zeroed(parent: Model, copy: Model, typing: AxisTyping, cut: Cut) -> Model:
+    """Return the copy with what the cut drops set to zero in every float tensor; `typing` speaks of the parent."""
+    copy = copy.copy()
+    nodes = {
+        id(old): new
+        for one, other in zip(walk(parent.graph), walk(copy.graph), strict=True)
+        for old, new in zip(one.nodes, other.nodes, strict=True)
+    }
+    names = {constant.name for constant in _constants(copy)}
+    for name, uses in typing.uses.items():
+        groups: dict[tuple, list] = defaultdict(list)
+        for use in uses:
+            picks = tuple(cut.picks(axis) for axis in use.axes)
+            if use.node is not None and any(pick is not None for pick in picks):
+                groups[tuple(None if pick is None else pick.tobytes() for pick in picks)].append((use, picks))
+        for number, members in enumerate(groups.values()):
+            first, picks = members[0]
+            weight = weight_of(nodes[id(first.node)].inputs[first.slot])
+            if not is_float(weight.onnx_dtype):
+                continue
+            fresh = f"{name}_zeroed_{number}"
+            while fresh in names:
+                fresh += "_"
+            constant = gs.Constant(fresh, Weight(_Zeroed(weight, picks)))
+            for use, _ in members:
+                nodes[id(use.node)].inputs[use.slot] = constant
+    return copy
+
+
+class _Scattered(Source):
+    """A weight's values times 1 +- SPREAD, and up to SPREAD of their root mean square besides."""
+
+    def __init__(self, weight: Weight, seed: tuple[int, int], held: bool):
+        super().__init__(weight.shape, weight.onnx_dtype)
+        self.weight, self.seed, self.held = weight, seed, held
+        self.drawn: np.ndarray | None = None
+
+    def array(self) -> np.ndarray:
+        if self.drawn is not None:
+            return self.drawn
+        drawn = self._draw(self.weight.load())
+        if self.held:
+            self.drawn = drawn
+        return drawn
+
+    def _draw(self, values: np.ndarray) -> np.ndarray:
+        largest = np.abs(values).max(initial=0)
+        if not largest <= LARGEST or _counts(values):
+            return values
+        scale = float(np.sqrt(np.mean(np.square(values.reshape(-1)[: 1 << 16])))) or float(largest) or 1.0
+        drawn = np.random.default_rng(self.seed).random(values.shape, np.float32)
+        drawn -= 0.5
+        drawn *= 2 * SPREAD
+        drawn *= np.abs(values) + np.float32(scale)
+        drawn = (drawn + values).astype(values.dtype)
+        return np.abs(drawn) if values.min() >= 0 else drawn
+
+    def packed(self) -> bytes:
+        return self.array().tobytes()
+
+
+class _Raised(Source):
+    def __init__(self, weight: Weight):
+        super().__init__(weight.shape, TensorProto.FLOAT)
+        self.weight = weight
+
+    def array(self) -> np.ndarray:
+        return self.weight.load().astype(np.float32)
+
+    def packed(self) -> bytes:
+        return self.array().tobytes()
+
+
+class _Zeroed(Source):
+    def __init__(self, weight: Weight, picks: Iterable[np.ndarray | None]):
+        super().__init__(weight.shape, weight.onnx_dtype)
+        self.weight, self.picks = weight, tuple(picks)
+
+    def array(self) -> np.ndarray:
+        values = self.weight.load()
+        for axis, pick in enumerate(self.picks):
+            if pick is not None:
+                mask = np.zeros(values.shape[axis], bool)
+                mask[pick] = True
+                values = np.where(mask.reshape((-1,) + (1,) * (values.ndim - axis - 1)), values, values.dtype.type(0))
+        return values
+
+    def packed(self) -> bytes:
+        return self.array().tobytes()
+
+
+def _counts(values: np.ndarray) -> bool:
+    """Tell whether a tensor counts (positions, buckets): whole numbers, more than two different ones."""
+    flat = values.reshape(-1)
+    whole = all((part == np.round(part)).all() for part in (flat[:64], flat))  # most stop at the first 64
+    return whole and len(np.unique(flat[: 1 << 12])) > 2
+
+
+def _constants(model: Model) -> list[gs.Constant]:
+    found = {}
+    for graph in walk(model.graph):
+        for tensors in (*(node.inputs for node in graph.nodes), graph.outputs):
+            found.update({id(tensor): tensor for tensor in tensors if isinstance(tensor, gs.Constant)})
+    return list(found.values())
+
+
+def _is_low(dtype: object) -> bool:
+    if isinstance(dtype, int):
+        return dtype in LOW
+    try:
+        return np.dtype(dtype) in (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+    except TypeError:
+        return False
