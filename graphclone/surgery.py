@@ -149,8 +149,13 @@ class _Surgeon:
             for graph in walk(self.child.graph):
                 nodes: list[gs.Node] = []
                 for node in graph.nodes:
-                    nodes += [*self.inserted.get(id(node), ()), node, *self.after.get(id(node), ())]
+                    nodes += self._with_inserted(node)
                 graph.nodes[:] = nodes
+
+    def _with_inserted(self, node: gs.Node) -> list[gs.Node]:
+        """Return a node between what was placed before and behind it, which may itself read a frozen Shape."""
+        before = [inner for new in self.inserted.get(id(node), ()) for inner in self._with_inserted(new)]
+        return [*before, node, *self.after.get(id(node), ())]
 
     def _new(self, axis: Axis | None, old):
         return old if axis is None else self.cut.size(axis)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnxruntime
 
 from graphclone.analysis import Analysis
 from graphclone.axes.axis import Axis, find, free_leaves, is_static, leaves
@@ -19,6 +20,8 @@ from graphclone.verify.weights import perturbed
 Outputs = dict[str, np.ndarray]
 
 TOLERANCE = 1e-5
+QUIET = onnxruntime.RunOptions()
+QUIET.log_severity_level = 4  # what cannot run is an answer here, not news
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def run(model: Model, probes: Iterable[Feeds]) -> list[Outputs]:
     results = []
     for feeds in probes:
         try:
-            values = session.run(None, {name: array for name, array in feeds.items() if name in wanted})
+            values = session.run(None, {name: array for name, array in feeds.items() if name in wanted}, QUIET)
         except RUNTIME_ERRORS as error:
             raise InputError(f"onnxruntime cannot run {describe(model)}: {first_line(error)}") from error
         results.append(dict(zip(names, values, strict=True)))
@@ -166,7 +169,7 @@ def first_run(model: Model, analysis: Analysis, seed: int = 0) -> tuple[str, lis
     problem: Exception | None = None
     for note, probes in candidates(model, analysis.typing, seed):
         try:
-            return note, probes, [dict(zip(names, session.run(None, feeds), strict=True)) for feeds in probes]
+            return note, probes, [dict(zip(names, session.run(None, feeds, QUIET), strict=True)) for feeds in probes]
         except RUNTIME_ERRORS as error:
             problem = problem or error
     raise InputError(f"onnxruntime cannot run {describe(model)}: {first_line(problem)}; give inputs it runs on as data")

@@ -20,7 +20,7 @@ PADDING = 2
 def candidates(model: Model, typing: AxisTyping, seed: int = 0) -> Iterator[tuple[str, list[Feeds]]]:
     """Yield pairs of feeds to try, likeliest first, each with a note of what it had to give up.
 
-    The sizes are the typing's, except that images and waves are small first. The last try of each has batch one: some
+    The sizes are the typing's, except that images and lengths are small first. The last try of each has batch one: some
     operators of onnxruntime run nothing larger. A model without symbolic sizes has one shape, and one probe a mask.
     """
     typed = _typed_sizes(model, typing)
@@ -84,15 +84,16 @@ def _typed_sizes(model: Model, typing: AxisTyping) -> dict[str, Size]:
 
 
 def _shrunk(model: Model, typed: Mapping[str, Size], images: bool) -> dict[str, Size]:
-    """Exchange the large sizes: of images (both last axes dynamic) by multiples of 32, of others by a few entries."""
+    """Exchange the large sizes: of images (both last axes dynamic) by multiples of 32, of others but waves by a few entries."""
     sizes, pictures, lengths = dict(typed), iter(IMAGES * 4), iter(LENGTHS * 4)
     for tensor in model.inputs:
         names = [_symbol(tensor, axis) for axis in range(len(tensor.shape or ()))]
         large = [name for name in names if min(sizes[name]) > SMALL and len(set(sizes[name])) > 1]
         is_image = images and is_float(tensor) and len(names) == 4 and names[2:] == large
-        for name in large:
+        is_wave = is_float(tensor) and len(names) == 2
+        for name in () if is_wave else large:
             sizes[name] = next(pictures if is_image else lengths)
-    return sizes if images else {name: size for name, size in sizes.items()}
+    return sizes
 
 
 def _batches(model: Model) -> set[str]:
