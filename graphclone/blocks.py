@@ -224,6 +224,7 @@ def _points(flow: _Flow, root: str) -> list[str]:
 def _halves(flow: _Flow, root: str) -> list[Half]:
     """Return the half blocks of the chain below a root."""
     points = _points(flow, root)
+    below = flow.descendants(root)
     regions: list[tuple[str, str, str, tuple[int, ...]]] = []
     for entry, exit in zip(points, points[1:]):
         if flow.stream_type(entry) != flow.stream_type(exit):
@@ -233,7 +234,7 @@ def _halves(flow: _Flow, root: str) -> list[Half]:
         if not any(flow.contractions[i] is not None and flow.contractions[i].weight is not None for i in nodes):
             regions.append(("norm", entry, exit, nodes))
         elif _passes(flow, entry, exit, nodes):
-            regions.append((_kind(flow, entry, nodes), entry, exit, nodes))
+            regions.append((_kind(flow, below, nodes), entry, exit, nodes))
         else:
             regions.append(("break", entry, exit, nodes))
     followed = Counter()
@@ -264,9 +265,8 @@ def _passes(flow: _Flow, entry: str, exit: str, nodes: tuple[int, ...]) -> bool:
     return exit in reached
 
 
-def _kind(flow: _Flow, entry: str, nodes: tuple[int, ...]) -> str:
+def _kind(flow: _Flow, below: set[str], nodes: tuple[int, ...]) -> str:
     """Name a branch: attention where a contraction sums over an axis that a softmax over scores normalised."""
-    below = flow.descendants(entry)
     mixes = attention_nodes(flow.nodes, flow.contractions, nodes)
     if not mixes:
         return "ffn"
