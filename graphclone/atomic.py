@@ -26,7 +26,7 @@ def replacing(*paths: str | Path) -> Iterator[tuple[BinaryIO, ...]]:
         >>> [path.name for path in folder.iterdir()]
         ['notes.txt']
     """
-    targets = [_target(Path(path)) for path in paths]
+    targets = [check_target(path) for path in paths]
     temporary = [target.with_name(f".graphclone-{secrets.token_hex(6)}.tmp") for target in targets]
     try:
         with contextlib.ExitStack() as stack:
@@ -44,8 +44,9 @@ def replacing(*paths: str | Path) -> Iterator[tuple[BinaryIO, ...]]:
                 path.unlink(missing_ok=True)
 
 
-def _target(path: Path) -> Path:
-    """Check what can be checked before any work is done."""
+def check_target(path: str | Path) -> Path:
+    """Check what can be checked before any work is done. Raises: InputError where a file could not be written there."""
+    path = Path(path)
     try:
         parent = os.stat(path.parent).st_mode
     except OSError as error:

@@ -152,11 +152,22 @@ class Pipeline:
             plan = step.run(parent, plan, stats, context)
         return plan
 
-    def run(self, parent: Model, stats: Statistics | None = None, *, data: object = None, seed: int = 0) -> Result:
-        """Run the passes and apply the plan; the child's metadata say how it was made."""
+    def run(
+        self,
+        parent: Model,
+        stats: Statistics | None = None,
+        *,
+        data: object = None,
+        seed: int = 0,
+        analysis: Analysis | None = None,
+    ) -> Result:
+        """Run the passes and apply the plan; the child's metadata say how it was made.
+
+        analysis: of the parent, where it is at hand.
+        """
         if stats is not None:
             stats.check(parent)
-        context = Context(parent, analyse(parent), seed, data=data)
+        context = Context(parent, analysis or analyse(parent), seed, data=data)
         plan = self.plan(parent, stats, context)
         child = apply(parent, plan, context.analysis)
         child.metadata["graphclone.pipeline"] = self.text()

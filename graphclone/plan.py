@@ -95,7 +95,7 @@ class Plan:
         if not set(document) & {"keep", "blocks", "drop", "scale", "replace"}:
             raise InputError(f"'{where}' decides nothing; give 'keep', 'blocks' or 'drop'")
         keep = document.get("keep") or {}
-        blocks = document.get("blocks") or {}
+        blocks = document.get("blocks", {})
         if not isinstance(keep, dict) or not isinstance(blocks, (dict, list)):
             raise InputError(f"'{where}': 'keep' is {{name: [indices]}} and 'blocks' is a list or {{stack: list}}")
         if isinstance(blocks, list):

@@ -1,0 +1,27 @@
+"""Measuring: calibration with its progress bar and a line that says what was counted, and where."""
+
+from pathlib import Path
+
+from graphclone.analysis import Analysis
+from graphclone.calibration import Statistics
+from graphclone.cli.terminal import out, plural
+from graphclone.model import Model
+from graphclone.subclone import calibrate
+
+
+def measured(
+    model: Model,
+    data: Path,
+    analysis: Analysis | None = None,
+    *,
+    provider: str = "auto",
+    batches: int | None = None,
+    batch_size: int | None = None,
+    mask: str | None = None,
+) -> Statistics:
+    """Calibrate and say how many samples were counted on which device."""
+    sized = {} if batch_size is None else {"batch_size": batch_size}
+    stats = calibrate(model, data, provider=provider, batches=batches, mask=mask, analysis=analysis, **sized)
+    amount = f"{plural(stats.samples, 'sample')}, {plural(stats.tokens, 'token')}"
+    out().print(f"measured  {amount} on {stats.provider}")
+    return stats

@@ -1,0 +1,82 @@
+"""`graphclone subclone`: the main job, from a parent and target sizes to a child."""
+
+from pathlib import Path
+
+import click
+
+from graphclone.cli import options
+from graphclone.cli.values import Blocks, Target
+
+TARGETS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "layers", "blocks")
+
+
+@click.command("subclone")
+@options.model
+@click.option("-o", "--output", metavar="OUT", type=options.FILE, help="The child (.onnx).")
+@options.data
+@options.stats
+@click.option("--hidden", type=Target(lists=False), help="Width of the residual stream.")
+@click.option("--ffn", type=Target(), help="Width of each feed-forward.")
+@click.option("--heads", type=Target(), help="Attention heads; keeps the queries per KV head.")
+@click.option("--kv-heads", type=Target(), help="KV heads; with --heads sets the queries per KV head.")
+@click.option("--head-dim", type=Target(), help="Width of a head.")
+@click.option("--layers", type=Target(lists=False), help="Blocks to keep.")
+@click.option("--blocks", type=Blocks(), help="The blocks to keep, instead of --layers.")
+@click.option("--by", metavar="METRIC", default="mean_abs", show_default=True, help="Importance of an index.")
+@click.option("--blocks-by", metavar="METRIC", default="middle", show_default=True, help="Which blocks go.")
+@click.option(
+    "--rescale",
+    metavar="MODE",
+    default="paper",
+    show_default=True,
+    help="Scale weights after the cut: none, paper or norm_gain.",
+)
+@options.native_constants
+@click.option("--keep-heads", is_flag=True, help="Leave widths outside the blocks that equal hidden as they are.")
+@click.option("--plan-out", metavar="PLAN", type=options.FILE, help="Write the decisions to a plan file too.")
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="For --by random.")
+@click.option("--dry-run", is_flag=True, help="Print what would be kept; write no model.")
+@options.no_verify
+@options.provider
+@options.batches
+@options.batch_size
+@options.mask
+@options.no_retie
+def command(
+    model: Path,
+    output: Path | None,
+    data: Path | None,
+    stats: Path | None,
+    plan_out: Path | None,
+    seed: int,
+    dry_run: bool,
+    no_verify: bool,
+    no_retie: bool,
+    provider: str,
+    batches: int | None,
+    batch_size: int | None,
+    mask: str | None,
+    **targets,
+) -> None:
+    """Cut MODEL to target sizes, keeping its most important weights (arXiv 2312.09299).
+
+    V is a size N, or stack=N,stack=N, or [n0,n1,..] with one entry per kept block. Metrics: mean_abs, l2, variance,
+    output_aware, first, uniform, random; for blocks: middle, relative_magnitude, block_influence, uniform, first.
+    Samples (--data) or statistics (--stats) are needed where a metric measures activations.
+    """
+    if data is not None and stats is not None:
+        raise click.UsageError("give --data or --stats, not both")
+    if output is None and not dry_run:
+        raise click.UsageError("where should the child go? Write -o OUT, or --dry-run to see what would be kept")
+    if all(targets[name] is None for name in TARGETS):
+        raise click.UsageError("nothing to cut: give --hidden, --ffn, --heads, --kv-heads, --head-dim, --layers or --blocks")
+    if targets["layers"] is not None and targets["blocks"] is not None:
+        raise click.UsageError("give --layers or --blocks, not both")
+    from graphclone.cli.job import Job, Samples
+    from graphclone.model import load
+    from graphclone.subclone import recipe
+
+    samples = Samples(data, stats, {"provider": provider, "batches": batches, "batch_size": batch_size, "mask": mask})
+    job = Job(load(model, retie=not no_retie), samples, seed, output, plan_out, not no_verify, dry_run)
+    job.check(targets)
+    job.run(recipe(**targets))
