@@ -1,0 +1,118 @@
+"""Conversion: a model becomes a program whose operators are PyTorch calls and whose tensors have their own names."""
+
+from dataclasses import dataclass, field
+
+from graphclone.model import Model
+from graphclone.pytorch import attention_idioms, layout_idioms, norm_idioms, weight_idioms
+from graphclone.pytorch.code import DTYPE, Code
+from graphclone.pytorch.naming import Names
+from graphclone.pytorch.parameters import Stored, classify, numbers
+from graphclone.pytorch.probing import probe
+from graphclone.pytorch.program import Op, Program, Value, read
+from graphclone.pytorch.registry import RULES, rule
+from graphclone.pytorch.rewriting import Result, Uses, new_op, new_value, rewrite
+
+STAGES = (
+    (layout_idioms.drop_idle, layout_idioms.drop_neutral),
+    (layout_idioms.swap_by_reshape,),
+    (layout_idioms.merge_transposes, weight_idioms.linear, weight_idioms.embedding, norm_idioms.standard_norms),
+    (weight_idioms.bias, norm_idioms.rms_norm, norm_idioms.layer_norm),
+    (norm_idioms.rms_norm_weight, norm_idioms.layer_norm_weight),
+    (norm_idioms.layer_norm_weight, weight_idioms.linear_without_reshapes, norm_idioms.gelu, norm_idioms.silu),
+    (attention_idioms.attention,),
+    (layout_idioms.merge_transposes,),
+    (attention_idioms.grouped_queries, layout_idioms.one_chunk_for_halves),
+    (layout_idioms.merge_reshapes,),
+    (layout_idioms.drop_idle,),
+)
+"""Idioms in the order they are looked for; those of one stage do not need each other."""
+
+
+@dataclass
+class Converted:
+    """A program ready to be written: `stored` lists its tensors in order of use, `report` what is doubtful."""
+
+    program: Program
+    stored: list[Stored]
+    report: dict[str, list[str]] = field(default_factory=dict)
+
+
+def convert(model: Model) -> Converted:
+    """Return the model as PyTorch calls.
+
+    Raises: InputError that lists all operators without a rule.
+    """
+    program = read(model)
+    names = Names(model, graph_metadata(model))
+    numbers(program, names)
+    probe(program, model.inputs)
+    classify(program, model, names)
+    for stage in STAGES:
+        for idiom in stage:
+            rewrite(program, idiom)
+    tie(program, model)
+    layout_idioms.share_repeated(program)
+    cast_tables(program)
+    for op in program.ops:
+        op.code = RULES[op.key](op)
+    stored = list(dict.fromkeys(v.parameter for v in program.values() if v.parameter is not None and v.known is None))
+    return Converted(program, stored, _report(stored, names))
+
+
+def graph_metadata(model: Model) -> dict[str, str]:
+    """Return what the exporter wrote beside the graph."""
+    return {prop.key: prop.value for prop in model._graph_header.metadata_props}
+
+
+def tie(program: Program, model: Model) -> None:
+    """Let equal matrices be one Parameter."""
+    by_name: dict[str, list[Value]] = {}
+    for value in program.values():
+        if value.parameter is not None and value.parameter.trainable:
+            by_name.setdefault(value.name, []).append(value)
+    for each in model.ties:
+        for first in by_name.get(each.first, [])[:1]:
+            for second in by_name.get(each.second, []):
+                if each.transposed ^ first.parameter.transposed ^ second.parameter.transposed:
+                    continue
+                program.replace(second, first)
+                if second.parameter.path != first.parameter.path:
+                    first.parameter.aliases += [second.parameter.path, *second.parameter.aliases]
+
+
+def cast_tables(program: Program) -> None:
+    """Bring float tables to the parameters' type where they meet activations, once each."""
+    if not any(v.parameter is not None and v.parameter.trainable for v in program.values()):
+        return
+    cast: dict[Value, Op] = {}
+
+    def run(op: Op, uses: Uses) -> Result:
+        if all(output is None or output.is_table for output in op.outputs):
+            return None
+        made = []
+        for slot, each in enumerate(op.inputs):
+            if each is None or not each.is_table or each.op is None or each.known is not None or not each.dtype.is_floating_point:
+                continue
+            if each not in cast:
+                output = new_value(each.name, each.dims, each.dtype)
+                output.is_table = True
+                cast[each] = new_op("LikeParameters", [each], output, each.op)
+                made.append(cast[each])
+            op.inputs[slot] = cast[each].output
+        return [*made, op] if made else None
+
+    rewrite(program, run)
+
+
+@rule("LikeParameters", domain="graphclone")
+def like_parameters(op: Op) -> Code:
+    return Code("{}.to({})", op[0], DTYPE)
+
+
+def _report(stored: list[Stored], names: Names) -> dict[str, list[str]]:
+    present = {path for each in stored for path in (each.path, *each.aliases)}
+    return {
+        "unsure": [f"{each.path}: {each.unsure}" for each in stored if each.unsure],
+        "unnamed": [each.path for each in stored if each.trainable and names.lost(each.path)],
+        "absent": sorted(name for name, kind in names.kinds.items() if kind == "PARAMETER" and name not in present),
+    }

@@ -1,0 +1,79 @@
+"""Modules: run generated source and give it the model's weights."""
+
+import hashlib
+import linecache
+import sys
+import types
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from graphclone.model import Model
+from graphclone.pytorch.conversion import convert
+from graphclone.pytorch.parameters import Stored
+from graphclone.pytorch.source import Source, write_source
+
+VIEWS = {
+    np.dtype(ml_dtypes.bfloat16): (np.int16, torch.bfloat16),
+    np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, torch.float8_e4m3fn),
+    np.dtype(ml_dtypes.float8_e5m2): (np.uint8, torch.float8_e5m2),
+}
+
+
+def to_torch(model: Model) -> torch.nn.Module:
+    """Return the model as a module that trains, under the framework's own parameter names.
+
+    Its `forward` takes the graph's inputs in order and returns its output, or a tuple of them. `source` is the text it
+    runs, `report` lists what was doubtful: parameters whose role or name is a guess, and those the graph lacks.
+
+    Raises: InputError that lists every operator without a PyTorch rule.
+
+    Example:
+        >>> module = to_torch(graphclone.load("gpt2.onnx"))  # doctest: +SKIP
+        >>> module.transformer.h[0].attn.c_attn.weight.shape  # doctest: +SKIP
+        torch.Size([768, 2304])
+    """
+    converted = convert(model)
+    source = write_source(converted, f"{model.graph.name or 'model'}, from ONNX")
+    scope = run(source.text)
+    with torch.device("meta"):
+        module = scope.Model()
+    scope.fill(module, tensors(source))
+    module.source = source.text
+    module.report = converted.report
+    return module
+
+
+def run(text: str) -> types.ModuleType:
+    """Execute generated source as a module of its own, so that its classes can be copied and pickled."""
+    name = f"graphclone_generated_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = types.ModuleType(name)
+    module.__file__ = f"<{name}>"
+    linecache.cache[module.__file__] = (len(text), None, text.splitlines(keepends=True), module.__file__)
+    sys.modules[name] = module
+    try:
+        exec(compile(text, module.__file__, "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def tensors(source: Source) -> dict[str, torch.Tensor]:
+    """Return the stored tensors by their names in the module, in the framework's orientation."""
+    return {name: to_tensor(slot.stored) for name, slot in source.tensors.items()}
+
+
+def to_tensor(stored: Stored) -> torch.Tensor:
+    """Load one tensor."""
+    array = np.asarray(stored.weight.load())
+    if stored.transposed:
+        array = array.T
+    kind = VIEWS.get(array.dtype)
+    array = np.array(array, order="C", copy=True)
+    if kind is None:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(kind[0])).view(kind[1])

@@ -1,0 +1,193 @@
+"""Idioms of norms and activations that exporters write out."""
+
+import math
+
+from graphclone.pytorch.program import Op, Value
+from graphclone.pytorch.rewriting import Result, Uses, factors, idiom, is_number, made_by, new_op, number, operands
+from graphclone.pytorch.weight_idioms import is_parameter
+
+
+def rms_norm(op: Op, uses: Uses) -> Result:
+    """x / sqrt(mean(x^2) + eps), in its spellings."""
+    if op.domain or op.type not in ("Mul", "Div"):
+        return None
+    if op.type == "Mul":
+        pair = operands(op, lambda value: _root(value) is not None)
+        if pair is None:
+            return None
+        root, x = _root(pair[0]), pair[1]
+    else:
+        root, x = made_by(op[1], "Sqrt"), op[0]
+        if root is None:
+            return None
+    found = _mean_square(root[0])
+    if found is None or found[0] is not x:
+        return None
+    return new_op("RMSNorm", [x, None], op.output, op, epsilon=found[1])
+
+
+def _root(value: Value) -> Op | None:
+    """Return the Sqrt whose reciprocal the value is."""
+    reciprocal = made_by(value, "Reciprocal")
+    if reciprocal is not None:
+        return made_by(reciprocal[0], "Sqrt")
+    division = made_by(value, "Div")
+    if division is not None and is_number(division[0], 1.0):
+        return made_by(division[1], "Sqrt")
+    power = made_by(value, "Pow")
+    return power if power is not None and is_number(power[1], -0.5) else None
+
+
+def _mean_square(value: Value) -> tuple[Value, float] | None:
+    """Return (x, epsilon) of mean(x^2, last axis) + epsilon."""
+    total = made_by(value, "Add")
+    pair = operands(total, lambda each: number(each) is not None) if total else None
+    mean = made_by(pair[1], "ReduceMean") if pair else None
+    if mean is None or not mean.attribute("keepdims", 1):
+        return None
+    axes = mean.integers(1, "axes")
+    if axes is None or [axis % mean[0].rank for axis in axes] != [mean[0].rank - 1]:
+        return None
+    square = made_by(mean[0], "Pow", "Mul")
+    if square is None:
+        return None
+    if square.type == "Pow" and is_number(square[1], 2.0) or square.type == "Mul" and square[0] is square[1]:
+        return square[0], number(pair[0])
+    return None
+
+
+def rms_norm_weight(op: Op, uses: Uses) -> Result:
+    """Multiply a norm by a vector: its weight."""
+    if op.type != "Mul" or op.domain:
+        return None
+    pair = operands(op, lambda value: is_parameter(value, 1))
+    norm = idiom(pair[1], "RMSNorm") if pair else None
+    if norm is None or norm[1] is not None or not uses.once(pair[1]) or pair[0].dims[0] != op.output.dims[-1]:
+        return None
+    return new_op("RMSNorm", [norm[0], pair[0]], op.output, op, **norm.attributes)
+
+
+def layer_norm(op: Op, uses: Uses) -> Result:
+    """(x - mean) / sqrt(mean((x - mean)^2) + eps), in its spellings."""
+    if op.domain or op.type not in ("Mul", "Div"):
+        return None
+    if op.type == "Mul":
+        pair = operands(op, lambda value: _root(value) is not None)
+        root, centred = (_root(pair[0]), pair[1]) if pair else (None, None)
+    else:
+        root, centred = made_by(op[1], "Sqrt"), op[0]
+    found = _mean_square(root[0]) if root is not None else None
+    if found is None or found[0] is not centred:
+        return None
+    gap = made_by(centred, "Sub")
+    mean = made_by(gap[1], "ReduceMean") if gap else None
+    if mean is None or mean[0] is not gap[0]:
+        return None
+    axes = mean.integers(1, "axes")
+    if axes is None or [axis % mean[0].rank for axis in axes] != [mean[0].rank - 1] or not mean.attribute("keepdims", 1):
+        return None
+    return new_op("LayerNorm", [gap[0], None, None], op.output, op, epsilon=found[1])
+
+
+def layer_norm_weight(op: Op, uses: Uses) -> Result:
+    """Multiply by a vector, then add one: weight and bias of a norm."""
+    if op.domain or op.type not in ("Mul", "Add"):
+        return None
+    pair = operands(op, lambda value: is_parameter(value, 1))
+    norm = idiom(pair[1], "LayerNorm") if pair else None
+    if norm is None or not uses.once(pair[1]) or pair[0].dims[0] != op.output.dims[-1] or norm[2] is not None:
+        return None
+    if op.type == "Mul":
+        return None if norm[1] is not None else new_op("LayerNorm", [norm[0], pair[0], None], op.output, op, **norm.attributes)
+    if norm[1] is None:
+        return None
+    return new_op("LayerNorm", [norm[0], norm[1], pair[0]], op.output, op, **norm.attributes)
+
+
+def standard_norms(op: Op, uses: Uses) -> Result:
+    """Bring the norms that are operators already into the same form."""
+    if op.type in ("RMSNormalization", "SimplifiedLayerNormalization") and op.domain in ("", "com.microsoft"):
+        kind, inputs = "RMSNorm", [op[0], op[1]]
+    elif op.type == "LayerNormalization" and not op.domain:
+        kind, inputs = "LayerNorm", [op[0], op[1], op[2]]
+    else:
+        return None
+    if any(output is not None for output in op.outputs[1:]) or op.axis(-1) % op[0].rank != op[0].rank - 1:
+        return None
+    from graphclone.pytorch.reduction import epsilon
+
+    return new_op(kind, inputs, op.output, op, epsilon=epsilon(op))
+
+
+def gelu(op: Op, uses: Uses) -> Result:
+    """0.5 x (1 + erf(x / sqrt 2)) and its tanh approximation, multiplied in any order."""
+    if op.type != "Mul" or op.domain:
+        return None
+    parts = factors(op.output, uses)
+    halves = [part for part in parts if is_number(part, 0.5)]
+    sums = [part for part in parts if made_by(part, "Add") is not None]
+    rest = [part for part in parts if part not in halves and part not in sums[:1]]
+    if len(halves) != 1 or not sums or len(parts) != 3:
+        return None
+    if len(rest) != 1:
+        return None
+    x = rest[0]
+    pair = operands(sums[0].op, lambda value: is_number(value, 1.0))
+    if pair is None:
+        return None
+    erf, tanh = made_by(pair[1], "Erf"), made_by(pair[1], "Tanh")
+    if erf is not None and _scaled(erf[0], x, math.sqrt(0.5)):
+        return new_op("Gelu", [x], op.output, op, approximate="none")
+    if tanh is not None and _tanh_argument(tanh[0], x, uses):
+        return new_op("Gelu", [x], op.output, op, approximate="tanh")
+    return None
+
+
+def _scaled(value: Value, x: Value, factor: float) -> bool:
+    op = made_by(value, "Mul", "Div")
+    if op is None:
+        return False
+    if op.type == "Div":
+        return op[0] is x and is_number(op[1], 1 / factor)
+    pair = operands(op, lambda each: is_number(each, factor))
+    return pair is not None and pair[1] is x
+
+
+def _tanh_argument(value: Value, x: Value, uses: Uses) -> bool:
+    """Recognise sqrt(2 / pi) (x + 0.044715 x^3), and x sqrt(2 / pi) (1 + 0.044715 x^2)."""
+    parts = factors(value, uses)
+    parts = [part for part in parts if not is_number(part, math.sqrt(2 / math.pi))]
+    sums = [part for part in parts if made_by(part, "Add") is not None and part is not x]
+    if len(sums) != 1:
+        return False
+    others = [part for part in parts if part is not sums[0]]
+    total = sums[0].op
+    if not others:
+        pair = operands(total, lambda each: each is x)
+        return pair is not None and _cubic(pair[1], x, 3, uses)
+    pair = operands(total, lambda each: is_number(each, 1.0))
+    return others == [x] and pair is not None and _cubic(pair[1], x, 2, uses)
+
+
+def _cubic(value: Value, x: Value, power: int, uses: Uses) -> bool:
+    parts = factors(value, uses)
+    degree = 0
+    for part in parts:
+        raised = made_by(part, "Pow")
+        if part is x:
+            degree += 1
+        elif raised is not None and raised[0] is x and number(raised[1]) is not None:
+            degree += int(number(raised[1]))
+        elif not is_number(part, 0.044715):
+            return False
+    return degree == power and sum(is_number(part, 0.044715) for part in parts) == 1
+
+
+def silu(op: Op, uses: Uses) -> Result:
+    """x sigmoid(x)."""
+    if op.type != "Mul" or op.domain:
+        return None
+    pair = operands(op, lambda value: made_by(value, "Sigmoid") is not None)
+    if pair is None or pair[0].op[0] is not pair[1]:
+        return None
+    return new_op("Silu", [pair[1]], op.output, op)

@@ -1,0 +1,173 @@
+"""Parameters: which stored tensors are trained, what the framework called them, and how it turned them."""
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+
+from graphclone.model import Model
+from graphclone.pytorch import known
+from graphclone.pytorch.naming import Names
+from graphclone.pytorch.program import Op, Program, Value
+from graphclone.weights import Weight
+
+FORBIDDING = -1e4
+"""A table that holds a number below this is a mask."""
+TABLE_NAMES = re.compile(r"(^|[._/])(inv_freq|position_ids|token_type_ids|cos(_cached)?|sin(_cached)?|masked_bias|num_batches_tracked)$")
+STATISTICS = re.compile(r"(^|\.)(running_mean|running_var)$")
+
+
+@dataclass(eq=False)
+class Stored:
+    """One tensor of the module.
+
+    Attributes: `path` is its name in the state dict, `trainable` tells Parameters from buffers, `transposed` that the
+    graph holds its transpose, `may_transpose` that its orientation is the exporter's, `aliases` other names for it.
+    """
+
+    path: str
+    weight: Weight
+    dtype: torch.dtype
+    trainable: bool
+    may_transpose: bool = False
+    transposed: bool = False
+    persistent: bool = True
+    unsure: str = ""
+    aliases: list[str] = field(default_factory=list)
+    turned: Value | None = None
+    safe: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape[::-1]) if self.transposed else tuple(self.weight.shape)
+
+    def transpose(self, value: Value) -> Value:
+        """Return the value that holds the framework's orientation, (out, in), of this (in, out) one."""
+        if self.turned is None:
+            stored = Stored(
+                self.path, self.weight, self.dtype, True, False, not self.transposed, unsure=self.unsure, aliases=self.aliases
+            )
+            self.turned = Value(value.name, None, self.weight, dims=value.dims[::-1], dtype=value.dtype, parameter=stored)
+        return self.turned
+
+
+def numbers(program: Program, names: Names) -> None:
+    """Before probing: let small integers and plain scalars be Python numbers."""
+    for value in program.values():
+        if value.weight is None:
+            continue
+        dtype = known.torch_type(value.weight.onnx_dtype)
+        plain = not dtype.is_floating_point and value.weight.size <= known.LARGEST
+        if plain or value.weight.size == 1 and len(value.weight.shape) <= 1 and not names.is_parameter(value.name):
+            value.dtype, value.dims, value.is_table = dtype, tuple(value.weight.shape), True
+            known.known_constant(value, value.weight.load(), dtype)
+
+
+def classify(program: Program, model: Model, names: Names) -> None:
+    """After probing: give every stored tensor that is left its `parameter`, split where unrelated layers share one."""
+    users = program.users()
+    for value in list(program.values()):
+        if value.weight is None or value.known is not None or value.parameter is not None:
+            continue
+        reading = users.get(value, [])
+        trainable, unsure = _trainable(value, reading, names, users)
+        for part, path, aliases in _split(value, reading, trainable, names):
+            part.parameter = Stored(
+                path, value.weight, value.dtype, trainable,
+                may_transpose=trainable and names.lost(value.name),
+                persistent=trainable or bool(STATISTICS.search(path)),
+                unsure=unsure, aliases=aliases,
+            )
+            part.is_table = not trainable
+    _spread_tables(program)
+
+
+def _trainable(value: Value, reading: list[Op], names: Names, users: dict[Value, list[Op]]) -> tuple[bool, str]:
+    """Decide, and say what makes it doubtful."""
+    if not value.dtype.is_floating_point:
+        return False, ""
+    told = names.kind(value.name)
+    if told is not None:
+        return told == "PARAMETER", ""
+    if TABLE_NAMES.search(value.name) or STATISTICS.search(value.name):
+        return False, ""
+    if any(_is_table_slot(op, value) for op in reading) or _feeds_rotation(value, users):
+        return False, ""
+    lost = names.lost(value.name)
+    if any(_is_weight_slot(op, value) for op in reading):
+        doubtful = lost and all(op.type == "Gather" for op in reading)
+        return True, "a table that is looked up: learned or computed" if doubtful else ""
+    if lost and all(output.is_table for op in reading for output in op.outputs if output is not None):
+        return False, ""
+    if lost and value.weight.size <= 1 << 20:
+        data = value.weight.load()
+        if float(data.min()) <= FORBIDDING:
+            return False, ""
+    return True, "an unnamed tensor that is added or multiplied" if lost else ""
+
+
+def _is_table_slot(op: Op, value: Value) -> bool:
+    return op.type == "RotaryEmbedding" and any(each is value for each in op.inputs[1:])
+
+
+WEIGHT_SLOTS = {
+    "MatMul": (0, 1), "Gemm": (0, 1, 2), "Conv": (1, 2), "ConvTranspose": (1, 2), "LayerNormalization": (1, 2),
+    "RMSNormalization": (1,), "SimplifiedLayerNormalization": (1,), "InstanceNormalization": (1, 2),
+    "GroupNormalization": (1, 2), "BatchNormalization": (1, 2), "Gather": (0,), "Einsum": (0, 1),
+    "SkipLayerNormalization": (2, 3, 4), "SkipSimplifiedLayerNormalization": (2, 3), "BiasGelu": (1,), "FastGelu": (1,),
+    "EmbedLayerNormalization": (2, 3, 4, 5, 6), "Attention": (1, 2), "MultiHeadAttention": (3,), "PRelu": (1,),
+}  # fmt: skip
+"""Where operators expect weights."""
+
+
+def _is_weight_slot(op: Op, value: Value) -> bool:
+    slots = [slot for slot, each in enumerate(op.inputs) if each is value]
+    if not set(slots) & set(WEIGHT_SLOTS.get(op.type, ())):
+        return False
+    if op.type in ("MatMul", "Einsum"):
+        return not all(output.is_table for output in op.outputs)
+    return True
+
+
+def _feeds_rotation(value: Value, users: dict[Value, list[Op]]) -> bool:
+    """Tell whether it reaches a sine or cosine through tables."""
+    pending, seen = [value], set()
+    while pending:
+        each = pending.pop()
+        for op in users.get(each, []):
+            if op.type in ("Cos", "Sin"):
+                return True
+            for output in op.outputs:
+                if output is not None and output.is_table and output not in seen:
+                    seen.add(output)
+                    pending.append(output)
+    return False
+
+
+def _split(value: Value, reading: list[Op], trainable: bool, names: Names) -> list[tuple[Value, str, list[str]]]:
+    """Give a shared vector one value per layer that reads it, and a shared matrix its other names."""
+    if not trainable:
+        return [(value, names.buffer(value.name), [])]
+    paths = {}
+    for op in reading:
+        paths[op] = names.of(value, op)
+    distinct = list(dict.fromkeys(paths.values()))
+    own = distinct[0] if names.lost(value.name) or value.name not in distinct else value.name
+    if len(value.weight.shape) > 1 or len(distinct) == 1:
+        return [(value, own, [path for path in distinct if path != own])]
+    parts = {own: value}
+    for op, path in paths.items():
+        if path not in parts:
+            parts[path] = Value(value.name, None, value.weight, dims=value.dims, dtype=value.dtype)
+        op.inputs = [parts[path] if each is value else each for each in op.inputs]
+    return [(part, path, []) for path, part in parts.items()]
+
+
+def _spread_tables(program: Program) -> None:
+    """Work out anew which results depend on no parameter and no float input."""
+    for value in program.inputs:
+        value.is_table = not value.dtype.is_floating_point
+    for op in program.ops:
+        for output in op.outputs:
+            if output is not None:
+                output.is_table = all(each is None or each.is_table for each in op.inputs)

@@ -1,0 +1,239 @@
+"""Program: a graph as a list of operators over values, small enough to rewrite freely."""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import torch
+
+from graphclone.model import Model
+from graphclone.pytorch.sizes import Integer, SizeTable
+from graphclone.weights import Weight, weight_of
+
+STANDARD = ("", "ai.onnx", None)
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+FX_NODE = "pkg.torch.onnx.fx_node"
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A tensor of the program.
+
+    Attributes:
+        name: of the tensor in the graph.
+        op: what computes it; None for inputs and stored tensors.
+        weight: the stored tensor, for initializers.
+        known: what it holds, where that is known but for the sizes of inputs: a numpy object array of numbers and sizes.
+        dims: sizes of its axes. dtype: of the torch tensor.
+        is_table: it depends on sizes and constants alone, not on parameters or float inputs.
+    """
+
+    name: str
+    op: "Op | None" = None
+    weight: Weight | None = None
+    known: np.ndarray | None = None
+    dims: tuple[Integer, ...] | None = None
+    dtype: torch.dtype | None = None
+    is_table: bool = False
+    parameter: Any = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name!r} {self.dims}>"
+
+    @property
+    def scalar(self) -> "Integer | float | bool | None":
+        """The one number it holds, or None."""
+        return self.known.reshape(-1)[0] if self.known is not None and self.known.size == 1 else None
+
+    @property
+    def rank(self) -> int:
+        return len(self.dims)
+
+
+@dataclass(eq=False)
+class Op:
+    """One operator: `type` and `domain` as the standard spells them, or an idiom in the domain `graphclone`.
+
+    Attributes: `scope` is the path of the module the exporter was in (`transformer.h.0.attn`), `fx` the line of
+    torch's own graph it came from, `opset` the version of its domain.
+    """
+
+    type: str
+    inputs: list[Value | None]
+    outputs: list[Value | None]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    domain: str = ""
+    name: str = ""
+    scope: str = ""
+    fx: str = ""
+    opset: int = 0
+    code: Any = None
+
+    def __repr__(self) -> str:
+        return f"<{self.type} {self.name!r}>"
+
+    def __getitem__(self, slot: int) -> Value | None:
+        """Return an input, or None where it is absent."""
+        return self.inputs[slot] if slot < len(self.inputs) else None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.domain, self.type
+
+    @property
+    def output(self) -> Value:
+        return self.outputs[0]
+
+    def attribute(self, name: str, default=None):
+        """Return an attribute, tensors as arrays and bytes as text."""
+        value = self.attributes.get(name, default)
+        if isinstance(value, gs.Constant):
+            return np.asarray(value.values)
+        return value.decode() if isinstance(value, bytes) else value
+
+    def axis(self, default: int = -1, name: str = "axis") -> int:
+        return int(self.attribute(name, default))
+
+    def integers(self, slot: int, name: str | None = None) -> list[Integer] | None:
+        """Return integers that older opsets keep in attribute `name` and newer ones in an input; None where absent.
+
+        Raises: Unsupported if they depend on data.
+        """
+        if name is not None and self.attribute(name) is not None:
+            return [int(entry) for entry in np.atleast_1d(self.attribute(name))]
+        given = self[slot]
+        if given is None:
+            return None
+        if given.known is None:
+            raise Unsupported(f"its input {slot} ('{given.name}') depends on data")
+        return list(given.known.reshape(-1))
+
+
+class Unsupported(Exception):
+    """A use of an operator that its rule cannot turn into PyTorch; the message finishes `Op ...: `."""
+
+
+@dataclass
+class Program:
+    """Operators in topological order, the values that go in and come out, and the sizes they have."""
+
+    ops: list[Op]
+    inputs: list[Value]
+    outputs: list[Value]
+    sizes: SizeTable
+    signature: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def users(self) -> dict[Value, list[Op]]:
+        """Return the operators that read each value."""
+        result: dict[Value, list[Op]] = {}
+        for op in self.ops:
+            for each in op.inputs:
+                if each is not None and op not in result.setdefault(each, []):
+                    result[each].append(op)
+        return result
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Let everything that reads `old` read `new`."""
+        for op in self.ops:
+            op.inputs = [new if each is old else each for each in op.inputs]
+        self.outputs = [new if each is old else each for each in self.outputs]
+
+    def prune(self) -> None:
+        """Remove operators that no output needs."""
+        alive: set[Value] = set(self.outputs)
+        kept = []
+        for op in reversed(self.ops):
+            if any(output in alive for output in op.outputs if output is not None):
+                alive.update(each for each in op.inputs if each is not None)
+                kept.append(op)
+        self.ops = kept[::-1]
+
+    def values(self) -> Iterator[Value]:
+        """Yield every value once: inputs, stored tensors and results."""
+        seen: set[Value] = set()
+        for each in [*self.inputs, *(v for op in self.ops for v in [*op.inputs, *op.outputs]), *self.outputs]:
+            if each is not None and each not in seen:
+                seen.add(each)
+                yield each
+
+
+def read(model: Model) -> Program:
+    """Return the program of a model's graph; nothing is converted yet and no weight is loaded."""
+    graph: gs.Graph = model.graph
+    values: dict[str, Value] = {}
+
+    def value(tensor: gs.Tensor) -> Value | None:
+        if tensor.is_empty():
+            return None
+        if tensor.name not in values:
+            weight = weight_of(tensor) if isinstance(tensor, gs.Constant) else None
+            values[tensor.name] = Value(tensor.name, weight=weight)
+        return values[tensor.name]
+
+    inputs = [value(tensor) for tensor in graph.inputs]
+    ops = []
+    for node in sorted_nodes(graph):
+        domain = "" if node.domain in STANDARD else node.domain
+        metadata = model.node_metadata.get(node.name, {})
+        op = Op(
+            type=node.op,
+            inputs=[value(tensor) for tensor in node.inputs],
+            outputs=[value(tensor) for tensor in node.outputs],
+            attributes=dict(node.attrs),
+            domain=domain,
+            name=node.name,
+            scope=scope_of(node.name, metadata),
+            fx=metadata.get(FX_NODE, ""),
+            opset=model.opset,
+        )
+        for output in op.outputs:
+            if output is not None:
+                output.op = op
+        ops.append(op)
+    outputs = [value(tensor) for tensor in graph.outputs]
+    return Program(ops, inputs, outputs, SizeTable())
+
+
+def sorted_nodes(graph: gs.Graph) -> list[gs.Node]:
+    """Return the nodes in topological order, keeping the file's order where it is one already."""
+    ready = {tensor.name for tensor in graph.inputs}
+    made = {output.name for node in graph.nodes for output in node.outputs}
+    pending, result = list(graph.nodes), []
+    while pending:
+        later = []
+        for node in pending:
+            if all(tensor.name in ready or tensor.name not in made for tensor in node.inputs):
+                ready.update(output.name for output in node.outputs)
+                result.append(node)
+            else:
+                later.append(node)
+        if len(later) == len(pending):
+            return result + later
+        pending = later
+    return result
+
+
+LEGACY_NAME = re.compile(r"^/(?P<path>[^:]+)/(?P<leaf>[^/]+)$")
+
+
+def scope_of(name: str, metadata: dict[str, str]) -> str:
+    """Return the path of the module a node came from, as its exporter tells; "" where it does not.
+
+    Example:
+        >>> scope_of("/model/layers.0/self_attn/q_proj/MatMul", {})
+        'model.layers.0.self_attn.q_proj'
+    """
+    if NAME_SCOPES in metadata:
+        try:
+            scopes = ast.literal_eval(metadata[NAME_SCOPES])
+        except (ValueError, SyntaxError):
+            return ""
+        if isinstance(scopes, list) and len(scopes) > 1 and isinstance(scopes[-2], str):
+            return scopes[-2]
+        return ""
+    match = LEGACY_NAME.match(name)
+    return match["path"].replace("/", ".") if match else ""

@@ -1,0 +1,133 @@
+"""Converted modules: outputs of onnxruntime, names and gradients of the framework's own module."""
+
+import copy
+import functools
+import pickle
+import re
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import zoo
+
+import graphclone
+from graphclone.pytorch import to_torch
+
+FAMILIES = ("gpt2", "llama", "bert", "vit")
+CASES = [(family, route) for family in FAMILIES for route in ("dynamo18", "dynamo23", "legacy17")]
+
+
+@functools.cache
+def model_of(family: str, route: str):
+    return graphclone.load(zoo.export(family, route))
+
+
+def tensors(feeds: dict[str, np.ndarray], names: list[str]) -> list[torch.Tensor]:
+    return [torch.from_numpy(feeds[name]) for name in names]
+
+
+def expected(family: str, route: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(zoo.export(family, route), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
+
+
+@pytest.mark.parametrize(("family", "route"), CASES)
+def test_outputs_are_those_of_onnxruntime_at_other_sizes(family, route):
+    module = to_torch(model_of(family, route))
+    names = [value.name for value in model_of(family, route).inputs]
+    batch = 1 if (family, route) == ("llama", "dynamo23") else 3  # onnxruntime's RotaryEmbedding refuses more
+    feeds = zoo.feeds(family, batch, 9, padded=batch > 1)
+    with torch.no_grad():
+        given = module(*tensors(feeds, names))
+    for want, have in zip(expected(family, route, feeds), given if isinstance(given, tuple) else (given,), strict=True):
+        assert np.abs(have.numpy() - want).max() <= 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(("family", "route"), CASES)
+def test_state_dict_is_the_frameworks_own(family, route):
+    module, native = to_torch(model_of(family, route)).state_dict(), zoo.family(family).build().state_dict()
+    assert set(module) == set(native)
+    for name, value in native.items():
+        assert torch.equal(module[name], value), name
+
+
+@pytest.mark.parametrize(("family", "route"), [case for case in CASES if case[1] != "dynamo23"])
+def test_gradients_are_the_frameworks_own(family, route):
+    module = to_torch(model_of(family, route)).double()
+    native = zoo.family(family).build().double()
+    names = [value.name for value in model_of(family, route).inputs]
+    feeds = {
+        name: array.astype(np.float64) if array.dtype == np.float32 else array
+        for name, array in zoo.feeds(family, 3, 9, padded=True).items()
+    }
+    for each, arguments in ((module, tensors(feeds, names)), (native, tensors(feeds, list(feeds)))):
+        outputs = each(*arguments)
+        generator = torch.Generator().manual_seed(0)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        sum((o * torch.randn(o.shape, generator=generator, dtype=o.dtype)).sum() for o in outputs).backward()
+    have = dict(module.named_parameters(remove_duplicate=False))
+    largest: dict[str, float] = {}
+    wanted = {name: each.grad for name, each in native.named_parameters() if each.grad is not None}
+    for name, gradient in wanted.items():
+        block = re.sub(r"(\.\d+)\..*", r"\1", name)
+        largest[block] = max(largest.get(block, 0.0), gradient.abs().max().item())
+    for name, gradient in wanted.items():
+        gap = (have[name].grad - gradient).abs().max().item()
+        assert gap <= 1e-6 * largest[re.sub(r"(\.\d+)\..*", r"\1", name)], name
+
+
+def test_tied_weights_are_one_parameter():
+    module = to_torch(model_of("gpt2", "legacy17"))
+    assert module.lm_head.weight is module.transformer.wte.weight
+    assert len(list(module.parameters())) == len(list(zoo.family("gpt2").build().parameters()))
+
+
+def test_tables_are_no_parameters():
+    module = to_torch(model_of("llama", "legacy17"))
+    assert [tuple(buffer.shape) for buffer in module.buffers()] == [(5,)]
+
+
+def test_attention_and_activations_are_torch_calls():
+    source = to_torch(model_of("gpt2", "dynamo18")).source
+    assert "F.scaled_dot_product_attention(q, " in source
+    assert "approximate='tanh'" in source and "softmax" not in source and "tanh(" not in source
+
+
+def test_grouped_queries_stay_grouped():
+    for route in ("dynamo18", "legacy17", "dynamo23"):
+        assert "enable_gqa=True" in to_torch(model_of("llama", route)).source
+
+
+def test_copies_pickles_and_state_dicts_round_trip():
+    module = to_torch(model_of("llama", "dynamo18"))
+    feeds = tensors(zoo.feeds("llama", 2, 5), ["input_ids", "attention_mask"])
+    want = module(*feeds)
+    twin = copy.deepcopy(module)
+    assert torch.equal(twin(*feeds), want)
+    assert torch.equal(pickle.loads(pickle.dumps(module))(*feeds), want)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    twin.load_state_dict(module.state_dict())
+    assert torch.equal(twin(*feeds), want)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_and_autocast_run(family):
+    module = to_torch(model_of(family, "dynamo18"))
+    names = [value.name for value in model_of(family, "dynamo18").inputs]
+    feeds = tensors(zoo.feeds(family, 2, 7, padded=True), names)
+
+    def first(outputs):
+        return outputs[0] if isinstance(outputs, tuple) else outputs
+
+    want = first(module(*feeds))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (first(module(*feeds)) - want).abs().max() <= 0.1 * want.abs().max()
+    half = [each.to(torch.bfloat16) if each.is_floating_point() else each for each in feeds]
+    given = first(module.to(torch.bfloat16)(*half))
+    assert given.dtype == torch.bfloat16 and (given - want).abs().max() <= 0.1 * want.abs().max()
