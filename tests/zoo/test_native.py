@@ -174,3 +174,16 @@ def test_a_cut_that_a_smaller_config_expresses_equals_its_model(name):
         smaller.model_dim = cut.model_dim  # the logits' scale keeps the parent's value
     inputs = zoo.feeds(name, padded=True)
     assert relative(outputs(smaller, inputs), outputs(cut, inputs)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "vit"])
+def test_values_are_cut_apart_from_queries(name):
+    inputs = zoo.feeds(name, padded=True)
+    parent = outputs(zoo.family(name).build(), inputs)
+    size = zoo.family(name).layout.sizes["head_dim"]
+    every = outputs(zoo.native(name, {"blocks.2.v_head_dim": range(size)}), inputs)
+    some = outputs(zoo.native(name, {"blocks.2.v_head_dim": range(1, size)}), inputs)
+    none = outputs(zoo.native(name, {"blocks.2.v_head_dim": []}), inputs)
+    assert relative(every, parent) == 0
+    assert relative(some, parent) > 1e-6
+    assert relative(none, some) > 1e-6

@@ -27,7 +27,7 @@ def dimensions(name: str) -> Mapping[str, int]:
     layout = family(name).layout
     cut, found = Cut(layout, {}), {}
     for symbol in _symbols(layout.rows.values(), layout):
-        if symbol != "head_dim":
+        if symbol != "head_dim":  # asked for by a RoPE table; the blocks name it
             found[symbol] = cut.full(symbol)
     for stack in layout.stacks:
         symbols = _symbols(stack.rows.values(), layout)
@@ -39,7 +39,13 @@ def dimensions(name: str) -> Mapping[str, int]:
 
 def _symbols(patterns, layout: Layout) -> list[str]:
     names = [symbol for pattern in patterns for symbol in _SYMBOL.findall(pattern) if symbol != "_"]
-    return list(dict.fromkeys(layout.derived[symbol][0] if symbol in layout.derived else symbol for symbol in names))
+    tails = [symbol.rpartition(".")[2] for symbol in names]
+    return list(
+        dict.fromkeys(
+            layout.derived[tail][0] if tail in layout.derived else symbol
+            for symbol, tail in zip(names, tails, strict=True)
+        )
+    )
 
 
 def _depth(name: str, stack) -> int:
@@ -51,6 +57,9 @@ def _named(layout: Layout, stack, symbol: str, block: int) -> str:
         return symbol
     if _RESIDUAL.fullmatch(symbol):
         return symbol if symbol in layout.coupled or symbol[-1].isdigit() else f"{stack.prefix}{symbol}"
+    for group in layout.block_groups.get(symbol, ()):
+        if block in group:
+            return f"{stack.prefix}blocks.{group[0]}.{symbol}"
     everywhere = stack.shared or symbol in layout.coupled or symbol in layout.stack_coupled
     return f"{stack.prefix}blocks.{'*' if everywhere else block}.{symbol}"
 

@@ -53,6 +53,8 @@ class Layout:
     rows, attributes: as in `Stack`, absolute names, for what lies outside blocks.
     coupled: symbols that are one dimension across all blocks and stacks (`hidden`, a RoPE `head_dim`).
     stack_coupled: symbols that are one dimension across the blocks of a stack (T5's heads, by its position bias).
+    block_groups: symbol -> groups of blocks within which it is one dimension (sliding and full attention may have a
+        RoPE table each); a row outside blocks names a block of the group (`"blocks.0.pairs"`).
     derived: symbol -> (source symbol, function from kept indices and parent's size of the source to kept indices of
         the symbol, function from the parent's size of the source to that of the symbol).
     before: what to do to a model before it is sliced (remove parametrizations, choose an attention).
@@ -65,6 +67,7 @@ class Layout:
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     coupled: tuple[str, ...] = ("hidden", "vocab")
     stack_coupled: tuple[str, ...] = ()
+    block_groups: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     derived: Mapping[str, tuple[str, Callable, Callable]] = field(default_factory=dict)
     before: Callable | None = None
     after: Callable | None = None

@@ -15,7 +15,7 @@ from torch import nn
 
 from zoo.cut import Cut
 from zoo.families import family
-from zoo.layout import Layout, Stack, parse
+from zoo.layout import Layout, Stack, candidates, parse
 
 Blocks = Sequence[int] | Mapping[str, Sequence[int]] | None
 
@@ -51,6 +51,7 @@ def cut_model(
     cut = Cut(layout, keep)
     if layout.before:
         layout.before(model)
+    _mask_values(model, layout, cut)
     _slice(model, layout, cut)
     for module in model.modules():
         _fit(module)
@@ -74,6 +75,41 @@ def places(model: nn.Module, layout: Layout) -> Iterator[tuple[str, Mapping[str,
             number = "*" if stack.shared else position + stack.start
             yield path, stack.rows, stack.attributes, stack.prefix, number
     yield "", layout.rows, layout.attributes, "", None
+
+
+def _mask_values(model: nn.Module, layout: Layout, cut: Cut) -> None:
+    """Cut values narrower than queries by zeroing what the output projection reads of them: modules know one width."""
+    for stack in layout.stacks:
+        for position, module in enumerate(model.get_submodule(stack.blocks)):
+            for kind, name in (("attention", "head_dim"), ("cross_attention", "cross_head_dim")):
+                block = position + stack.start
+                value = next((each for each in candidates(_value(name), stack.prefix, block) if each in cut.keep), None)
+                if value is None:
+                    continue
+                path = stack.halves[kind].split(";")[0].split()[1]
+                _mask(module.get_submodule(path).weight, path, stack, block, cut, name, value)
+                cut.used.add(value)
+
+
+def _value(name: str) -> str:
+    return name.replace("head_dim", "v_head_dim")
+
+
+def _mask(weight: nn.Parameter, path: str, stack: Stack, block: int, cut: Cut, name: str, value: str) -> None:
+    def full(symbol):
+        return cut.full(symbol, stack.prefix, block)
+
+    if len(cut.kept(name, stack.prefix, block)) != full(name):
+        raise ValueError(f"cannot cut both {name} and {value} of block {block} in the framework's module")
+    pattern = next(stack.rows[glob] for glob in stack.rows if fnmatch.fnmatchcase(f"{path}.weight", glob))
+    axes = parse(pattern)
+    position = next(at for at, axis in enumerate(axes) if name in str(axis))
+    kept = axes[position].kept(
+        full, lambda symbol: np.asarray(cut.keep[value]) if symbol == name else np.arange(full(symbol))
+    )
+    mask = torch.zeros(weight.shape[position])
+    mask[kept] = 1
+    weight.mul_(mask[None, :] if position else mask[:, None])
 
 
 def _slice(model: nn.Module, layout: Layout, cut: Cut) -> None:

@@ -1,5 +1,6 @@
 """Decoder-only language models."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -326,6 +327,11 @@ MISTRAL = grouped("mistral", "MistralForCausalLM", "MistralConfig", sliding_wind
 QWEN2 = grouped("qwen2", "Qwen2ForCausalLM", "Qwen2Config")
 QWEN3 = grouped("qwen3", "Qwen3ForCausalLM", "Qwen3Config")
 
+TWO_TABLES = {
+    "model.rotary_emb.sliding_attention*inv_freq": "blocks.0.pairs",
+    "model.rotary_emb.full_attention*inv_freq": "blocks.1.pairs",
+}
+
 # Norms on both sides of each half: without its output the half still adds norm(0) = 0.
 GEMMA2 = grouped("gemma2", "Gemma2ForCausalLM", "Gemma2Config", query_pre_attn_scalar=24, sliding_window=4)
 GEMMA3 = grouped(
@@ -335,6 +341,15 @@ GEMMA3 = grouped(
     query_pre_attn_scalar=24,
     sliding_window=4,
     layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+)
+GEMMA3 = replace(
+    GEMMA3,
+    layout=replace(
+        GEMMA3.layout,
+        rows=TWO_TABLES | OUTSIDE,
+        coupled=("hidden", "vocab"),
+        block_groups={"head_dim": ((0, 2, 4), (1, 3))},
+    ),
 )
 
 PHI3 = grouped(

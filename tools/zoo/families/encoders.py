@@ -278,7 +278,8 @@ MODERNBERT = Family(
             "head.dense.weight": "hidden hidden",
             "head.norm.*": "hidden",
             "decoder.bias": "vocab",
-            "model.rotary_emb.*inv_freq": "pairs",
+            "model.rotary_emb.full_attention*inv_freq": "blocks.0.pairs",
+            "model.rotary_emb.sliding_attention*inv_freq": "blocks.1.pairs",
         },
         stacks=(
             Stack(
@@ -294,7 +295,7 @@ MODERNBERT = Family(
                 halves={"attention": "zero attn.Wo", "ffn": "zero mlp.Wo"},
             ),
         ),
-        coupled=("hidden", "vocab", "head_dim"),
+        block_groups={"head_dim": ((0, 2, 4), (1, 3))},  # full and sliding attention have a table each
         derived=rotary(),
     ),
     extra=PLAIN,
