@@ -45,7 +45,7 @@ def write_text(module: nn.Module, text: Text, context: int, length: int = 280) -
     return text.decode(ids).strip()
 
 
-def calibration_batches(text: Text, context: int, count: int = 32, size: int = 16) -> list[dict[str, np.ndarray]]:
+def calibration_batches(text: Text, context: int, count: int = 16, size: int = 16) -> list[dict[str, np.ndarray]]:
     """Draw feeds of the parent's input: ids [size, context] from the training text."""
     generator = torch.Generator().manual_seed(0)
     return [{"ids": text.batch(size, context, generator)[0].numpy()} for _ in range(count)]
@@ -87,6 +87,10 @@ def main() -> None:
     console.rule("3. Subclone to half the width and half the depth, and verify")
     child = graphclone.subclone(parent, stats, **TARGET)
     child.save(options.out / "child.onnx")
+    report = graphclone.verify(child)
+    console.print(str(report), highlight=False)
+    if not report.ok:
+        raise SystemExit(1)
 
     console.rule(f"4. To PyTorch, and train on {device}")
     module = graphclone.to_torch(child).to(device)
