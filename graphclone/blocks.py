@@ -18,6 +18,7 @@ from graphclone.axes.contractions import Contraction, contraction_of
 from graphclone.axes.typed import AxisTyping, TypedNode
 
 PRIME = (1 << 61) - 1
+MOST_SINKS = 4
 ATTENTION_OPS = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
@@ -59,8 +60,7 @@ def find_stacks(graph: gs.Graph, typing: AxisTyping) -> tuple[Stack, ...]:
     flow = _Flow(graph, typing)
     candidates = []
     for root in flow.roots:
-        for run in _runs(_halves(flow, root)):
-            candidates.append((root, run))
+        candidates += [(root, run) for run in _runs(_all_halves(flow, root))]
     chosen: dict[str, list[list[Half]]] = defaultdict(list)
     crossed: set[str] = set()
     for root, run in sorted(candidates, key=lambda item: -len(item[1])):
@@ -98,6 +98,7 @@ class _Flow:
                 self.consumers[name].append(i)
         self.outputs = [t.name for t in graph.outputs]
         self.contractions = [contraction_of(node) for node in self.nodes]
+        self.attention = attention_nodes(self.nodes, self.contractions, range(len(self.nodes)))
         self.images = {t.name for t in graph.inputs if t.shape is not None and len(t.shape) == 4}
         self.roots, self.raw_of = self._find_roots(graph)
 
@@ -147,13 +148,15 @@ class _Flow:
                         waiting.append(output)
         return seen
 
-    def articulation(self, root: str) -> list[str]:
-        """Return the tensors every path from the root to its last output crosses, in order."""
+    def last_output(self, root: str) -> str | None:
+        """Return the last graph output that descends from a root."""
         below = self.descendants(root)
         sinks = [name for name in self.outputs if name in below and name in self.order]
-        if not sinks:
-            return []
-        sink = max(sinks, key=lambda name: self.order[name])
+        return max(sinks, key=lambda name: self.order[name], default=None)
+
+    def articulation(self, root: str, sink: str) -> list[str]:
+        """Return the tensors every path from a root to a sink crosses, in order."""
+        below = self.descendants(root)
         dice = random.Random(0)
         weight = {i: dice.randrange(1, PRIME) for i in range(len(self.nodes))}
         nodes = sorted({self.order[name] for name in below if name in self.order})
@@ -178,8 +181,8 @@ class _Flow:
         axes = self.typing.types.get(name)
         if not axes or len(axes) < 2:
             return None
-        static = tuple(id(find(axis)) for axis in axes if is_static(axis) and not is_unit(axis))
-        return (len(axes), static) if static else None
+        static = [find(axis) for axis in axes if is_static(axis) and not is_unit(axis)]
+        return (len(axes), tuple(id(a) if free_leaves(a) else a.size[0] for a in static)) if static else None
 
     def between(self, entry: str, exit: str) -> tuple[int, ...]:
         """Return the nodes on paths from one tensor to another."""
@@ -208,9 +211,38 @@ def _has_matrix(node: TypedNode) -> bool:
     return False
 
 
-def _points(flow: _Flow, root: str) -> list[str]:
+def _all_halves(flow: _Flow, root: str) -> list[Half]:
+    """Return the half blocks below a root: on the way to its output, and to attention that lies beside that way.
+
+    Where features are read at several depths (a pyramid, hooks), no tensor is on every path to the output; the way to
+    the last attention not found so far then leads through the rest.
+    """
+    sink = flow.last_output(root)
+    if sink is None:
+        return []
+    halves = _halves(flow, root, sink)
+    below = flow.descendants(root)
+    for _ in range(MOST_SINKS):
+        covered = {i for half in halves for i in half.nodes}
+        missed = [i for i in flow.attention if i not in covered and flow.outputs_of(i)[0] in below]
+        if not missed:
+            break
+        inner = flow.outputs_of(missed[-1])[0]
+        kinds = [flow.stream_type(point) for point in _points(flow, root, inner)]
+        kind = next((kind for kind in reversed(kinds) if kinds.count(kind) > 1), None)
+        after = flow.descendants(inner)
+        sink = max((t for t in after if flow.stream_type(t) == kind), key=lambda t: flow.order[t], default=inner)
+        found = _halves(flow, root, sink)
+        if not any(missed[-1] in half.nodes for half in found):
+            break
+        halves += [half for half in found if half.entry not in {h.entry for h in halves}]
+        halves.sort(key=lambda half: flow.order[half.exit])
+    return halves
+
+
+def _points(flow: _Flow, root: str, sink: str) -> list[str]:
     """Return the articulation tensors of a chain; where some only flatten the stream, those of its usual rank."""
-    points = [p for p in flow.articulation(root) if flow.stream_type(p) is not None]
+    points = [p for p in flow.articulation(root, sink) if flow.stream_type(p) is not None]
     counts = Counter(flow.stream_type(p) for p in points)
     usual: dict[tuple, int] = {}
     for point in points:
@@ -221,9 +253,9 @@ def _points(flow: _Flow, root: str) -> list[str]:
     return [p for p in points if usual.get(flow.stream_type(p)[1]) == flow.stream_type(p)[0]]
 
 
-def _halves(flow: _Flow, root: str) -> list[Half]:
-    """Return the half blocks of the chain below a root."""
-    points = _points(flow, root)
+def _halves(flow: _Flow, root: str, sink: str) -> list[Half]:
+    """Return the half blocks of the chain between a root and a sink."""
+    points = _points(flow, root, sink)
     below = flow.descendants(root)
     regions: list[tuple[str, str, str, tuple[int, ...]]] = []
     for entry, exit in zip(points, points[1:]):

@@ -147,14 +147,11 @@ class _Surgeon:
                 getattr(self, f"_{site.kind}")(site, self.nodes[id(site.op.node)])
         if self.inserted or self.after:
             for graph in walk(self.child.graph):
-                nodes: list[gs.Node] = []
-                for node in graph.nodes:
-                    nodes += self._with_inserted(node)
-                graph.nodes[:] = nodes
+                graph.nodes[:] = [placed for node in graph.nodes for placed in self._placed(node)]
 
-    def _with_inserted(self, node: gs.Node) -> list[gs.Node]:
-        """Return a node between what was placed before and behind it, which may itself read a frozen Shape."""
-        before = [inner for new in self.inserted.get(id(node), ()) for inner in self._with_inserted(new)]
+    def _placed(self, node: gs.Node) -> list[gs.Node]:
+        """Return a node with what edits put before and behind it, theirs included."""
+        before = [placed for other in self.inserted.get(id(node), ()) for placed in self._placed(other)]
         return [*before, node, *self.after.get(id(node), ())]
 
     def _new(self, axis: Axis | None, old):
