@@ -6,43 +6,57 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from graphclone.calibration.statistics import Statistics
+from graphclone.calibration.taps import Tap
 from graphclone.errors import CutError, InputError
 
 Seed = int | Sequence[int]
+Score = Callable[[Statistics, Tap | str], np.ndarray]
+Place = Callable[[int, int, Seed], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """What is known of the indices of one tap, arrays of shape [size].
+class Metric:
+    """One way to choose what stays: by scores of what was measured, or by positions alone.
 
-    mean, mean_abs, mean_square: E[x], E|x|, E[x^2]. out_norm: the norm of the weights that read each index, where asked for.
+    score: (statistics, tap) -> scores of shape [size], the largest stay. place: (size, keep, seed) -> indices.
     """
 
-    mean: np.ndarray
-    mean_abs: np.ndarray
-    mean_square: np.ndarray
-    out_norm: np.ndarray | None = None
+    name: str
+    score: Score | None = None
+    place: Place | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether it needs samples."""
+        return self.score is not None
+
+    def __call__(self, statistics: Statistics, tap: Tap | str) -> np.ndarray:
+        """Return the scores of one tap, fp64 [size]. Raises: InputError for a metric of positions, or scores not finite."""
+        if self.score is None:
+            raise InputError(f"the metric '{self.name}' looks at positions and gives no scores")
+        scores = np.asarray(self.score(statistics, tap), np.float64)
+        if not np.isfinite(scores).all():
+            raise InputError(f"the metric '{self.name}' gives scores that are not finite; calibrate again")
+        return scores
 
 
-Score = Callable[[Evidence], np.ndarray]
-Place = Callable[[int, int, Seed], np.ndarray]
-
-SCORES: dict[str, Score] = {}
-PLACES: dict[str, Place] = {}
+METRICS: dict[str, Metric] = {}
 
 
 def metric(name: str) -> Callable[[Score], Score]:
-    """Register a function of Evidence as a metric; the largest scores stay.
+    """Register a function of (statistics, tap) as a metric.
 
     Example:
-        >>> @metric("peak_to_mean")
-        ... def peak_to_mean(evidence: Evidence) -> np.ndarray:
-        ...     return evidence.mean_square / evidence.mean_abs
-        >>> _ = SCORES.pop("peak_to_mean")
+        >>> @metric("offset")
+        ... def offset(statistics: Statistics, tap: Tap) -> np.ndarray:
+        ...     return abs(statistics.mean(tap))
+        >>> METRICS.pop("offset").measured
+        True
     """
 
     def register(score: Score) -> Score:
-        SCORES[name] = score
+        METRICS[name] = Metric(name, score=score)
         return score
 
     return register
@@ -55,40 +69,43 @@ def place(name: str) -> Callable[[Place], Place]:
         >>> @place("last")
         ... def last(size: int, keep: int, seed: Seed) -> np.ndarray:
         ...     return np.arange(size - keep, size)
-        >>> _ = PLACES.pop("last")
+        >>> METRICS.pop("last").measured
+        False
     """
 
     def register(choose: Place) -> Place:
-        PLACES[name] = choose
+        METRICS[name] = Metric(name, place=choose)
         return choose
 
     return register
 
 
 @metric("mean_abs")
-def mean_abs(evidence: Evidence) -> np.ndarray:
+def mean_abs(statistics: Statistics, tap: Tap | str) -> np.ndarray:
     """Return E|x|: weight subcloning (arXiv 2312.09299, section 4.1)."""
-    return evidence.mean_abs
+    return statistics.mean_abs(tap)
 
 
 @metric("l2")
-def l2(evidence: Evidence) -> np.ndarray:
+def l2(statistics: Statistics, tap: Tap | str) -> np.ndarray:
     """Return sqrt(E[x^2])."""
-    return np.sqrt(evidence.mean_square)
+    return np.sqrt(statistics.mean_square(tap))
 
 
 @metric("variance")
-def variance(evidence: Evidence) -> np.ndarray:
+def variance(statistics: Statistics, tap: Tap | str) -> np.ndarray:
     """Return E[x^2] - E[x]^2."""
-    return np.maximum(evidence.mean_square - evidence.mean**2, 0.0)
+    return statistics.variance(tap)
 
 
 @metric("output_aware")
-def output_aware(evidence: Evidence) -> np.ndarray:
-    """Return sqrt(E[x^2]) * ||W_out[:, index]||: how much each index writes into what comes next (arXiv 2608.02829)."""
-    if evidence.out_norm is None:
-        raise CutError("the metric 'output_aware' needs weights that read the dimension, and none do; write by=l2")
-    return np.sqrt(evidence.mean_square) * evidence.out_norm
+def output_aware(statistics: Statistics, tap: Tap | str, weight: np.ndarray | None = None) -> np.ndarray:
+    """Return sqrt(E[x^2]) * ||W_out[:, index]||: how much each index writes into what comes next (arXiv 2608.02829).
+
+    weight: the matrix that reads the tap, of shape [outputs, size]; without one every norm is 1.
+    """
+    energy = np.sqrt(statistics.mean_square(tap))
+    return energy if weight is None else energy * np.linalg.norm(np.asarray(weight, np.float64), axis=0)
 
 
 @place("first")
@@ -113,54 +130,7 @@ def uniform(size: int, keep: int, seed: Seed = 0) -> np.ndarray:
 @place("random")
 def random(size: int, keep: int, seed: Seed = 0) -> np.ndarray:
     """Return random indices; one seed gives the same ones."""
-    return np.sort(np.random.default_rng(seed).permutation(size)[:keep])
-
-
-def needs_samples(name: str) -> bool:
-    """Tell whether a metric needs statistics. Raises: InputError for a name that nobody registered.
-
-    Example:
-        >>> needs_samples("mean_abs"), needs_samples("uniform")
-        (True, False)
-    """
-    if name not in SCORES and name not in PLACES:
-        raise InputError(_unknown("metric", name, (*SCORES, *PLACES)))
-    return name in SCORES
-
-
-def score(name: str, evidence: Evidence) -> np.ndarray:
-    """Return the scores of one tap's indices, fp64 [size], by a metric that needs samples.
-
-    Raises: InputError for an unknown name or scores that are not finite.
-    """
-    if not needs_samples(name):
-        raise InputError(f"the metric '{name}' looks at positions and gives no scores; use select")
-    scores = np.asarray(SCORES[name](evidence), np.float64)
-    if scores.shape != evidence.mean_abs.shape or not np.isfinite(scores).all():
-        raise InputError(f"the metric '{name}' must return one finite score for each of {evidence.mean_abs.size} indices")
-    return scores
-
-
-def select(name: str, scores: np.ndarray | int, keep: int, seed: Seed = 0) -> np.ndarray:
-    """Return the indices that stay, ascending, int64 [keep].
-
-    name: a metric; scores: what it gave, of shape [size]; or the size, where it looks at positions alone.
-    Of equal scores the lower index stays.
-    Raises: CutError where `keep` is below 1 or above the size; InputError for an unknown metric.
-
-    Example:
-        >>> select("mean_abs", np.array([0.1, 0.7, 0.7, 0.3, 0.7]), 2).tolist()
-        [1, 2]
-        >>> select("uniform", 6, 3).tolist()
-        [0, 2, 4]
-    """
-    size = scores if isinstance(scores, int) else len(scores)
-    _check_keep(keep, size)
-    if not needs_samples(name):
-        return np.asarray(PLACES[name](size, keep, seed), np.int64)
-    if isinstance(scores, int):
-        raise InputError(f"the metric '{name}' needs samples: give --data or --stats, or write first, uniform or random")
-    return _highest(scores, keep)
+    return np.random.default_rng(seed).permutation(size)[:keep]
 
 
 def middle(size: int, keep: int, seed: Seed = 0) -> np.ndarray:
@@ -174,67 +144,78 @@ def middle(size: int, keep: int, seed: Seed = 0) -> np.ndarray:
     return np.concatenate([np.arange(head), np.arange(size - (keep - head), size)])
 
 
-BLOCK_PLACES: Mapping[str, Place] = {"middle": middle, "first": first, "uniform": uniform, "random": random}
-BLOCK_SCORES = ("relative_magnitude", "block_influence")
+def relative_magnitude(statistics: Statistics, span: str) -> float:
+    """Return E[||f(x)|| / ||x + f(x)||] of a block (arXiv 2312.09299, section 3)."""
+    return statistics.ratio(span)
 
 
-def block_needs_samples(name: str) -> bool:
-    """Tell whether a rule for blocks needs statistics. Raises: InputError for an unknown one.
-
-    Example:
-        >>> block_needs_samples("middle"), block_needs_samples("block_influence")
-        (False, True)
-    """
-    if name not in BLOCK_PLACES and name not in BLOCK_SCORES:
-        raise InputError(_unknown("rule for blocks", name, (*BLOCK_PLACES, *BLOCK_SCORES)))
-    return name in BLOCK_SCORES
+def block_influence(statistics: Statistics, span: str) -> float:
+    """Return 1 - E[cos(x, x + f(x))] of a block (ShortGPT, arXiv 2403.03853)."""
+    return 1.0 - statistics.cosine(span)
 
 
-def block_score(name: str, ratio: float, cosine: float) -> float:
-    """Return how much a block matters.
-
-    ratio: E[||f(x)|| / ||x + f(x)||] (arXiv 2312.09299, section 3); cosine: E[cos(x, x + f(x))] (arXiv 2403.03853).
-
-    Example:
-        >>> block_score("block_influence", ratio=0.5, cosine=0.75)
-        0.25
-    """
-    if not block_needs_samples(name):
-        raise InputError(f"the rule '{name}' looks at positions and gives no scores; use select_blocks")
-    return ratio if name == "relative_magnitude" else 1.0 - cosine
+BLOCK_RULES: Mapping[str, Metric] = {
+    rule.name: rule
+    for rule in (
+        Metric("middle", place=middle),
+        Metric("relative_magnitude", score=relative_magnitude),
+        Metric("block_influence", score=block_influence),
+        Metric("uniform", place=uniform),
+        Metric("first", place=first),
+    )
+}
 
 
-def select_blocks(name: str, scores: Sequence[float] | int, keep: int, seed: Seed = 0) -> np.ndarray:
-    """Return the blocks that stay, ascending, int64 [keep]; of equal scores the earlier block stays.
+def select(name: str, size: int, keep: int, *, scores: np.ndarray | None = None, seed: Seed = 0) -> np.ndarray:
+    """Return the indices that stay by a metric, ascending, int64 [keep]; of equal scores the lower index stays.
 
-    name: a rule; scores: `block_score` of each block, or the number of blocks where the rule looks at positions alone.
-    Raises: CutError where `keep` is below 1 or above the number of blocks; InputError for an unknown rule.
+    scores: of shape [size], from a metric that is measured.
+    Raises: CutError where `keep` is below 1 or above the size; InputError for an unknown metric or missing scores.
 
     Example:
-        >>> select_blocks("relative_magnitude", [0.9, 0.1, 0.2, 0.4], 2).tolist()
-        [0, 3]
-        >>> select_blocks("middle", 4, 3).tolist()
-        [0, 1, 3]
+        >>> select("mean_abs", 5, 2, scores=np.array([0.1, 0.7, 0.7, 0.3, 0.7])).tolist()
+        [1, 2]
+        >>> select("uniform", 6, 3).tolist()
+        [0, 2, 4]
     """
-    size = scores if isinstance(scores, int) else len(scores)
-    _check_keep(keep, size)
-    if not block_needs_samples(name):
-        return np.asarray(BLOCK_PLACES[name](size, keep, seed), np.int64)
-    if isinstance(scores, int):
-        raise InputError(f"the rule '{name}' needs samples: give --data or --stats, or write middle, first or uniform")
-    return _highest(np.asarray(scores, np.float64), keep)
+    return _select(_named(METRICS, name, "importance metric"), size, keep, scores, seed)
 
 
-def _highest(scores: np.ndarray, keep: int) -> np.ndarray:
-    return np.sort(np.argsort(-np.asarray(scores), kind="stable")[:keep]).astype(np.int64)
+def choose_blocks(
+    name: str, total: int, keep: int, scores: Sequence[float] | None = None, seed: Seed = 0
+) -> tuple[int, ...]:
+    """Return the blocks that stay by a rule, ascending; of equal scores the earlier block stays.
+
+    scores: of each block, from a rule that is measured.
+    Raises: CutError where `keep` is below 1 or above `total`; InputError for an unknown rule or missing scores.
+
+    Example:
+        >>> choose_blocks("relative_magnitude", 4, 2, [0.9, 0.1, 0.2, 0.4])
+        (0, 3)
+        >>> choose_blocks("middle", 4, 3)
+        (0, 1, 3)
+    """
+    return tuple(_select(_named(BLOCK_RULES, name, "rule for blocks"), total, keep, scores, seed).tolist())
 
 
-def _check_keep(keep: int, size: int) -> None:
+def _select(rule: Metric, size: int, keep: int, scores: Sequence[float] | np.ndarray | None, seed: Seed) -> np.ndarray:
     if not 1 <= keep <= size:
         raise CutError(f"cannot keep {keep} of {size}; give a number from 1 to {size}")
+    if rule.place is not None:
+        return np.sort(np.asarray(rule.place(size, keep, seed), np.int64))
+    if scores is None:
+        raise InputError(
+            f"'{rule.name}' is measured on samples; give --data or --stats, or choose by position (uniform)"
+        )
+    scores = np.asarray(scores, np.float64)
+    if scores.shape != (size,) or not np.isfinite(scores).all():
+        raise InputError(f"'{rule.name}' needs one finite score for each of {size}, and got shape {list(scores.shape)}")
+    return np.sort(np.argsort(-scores, kind="stable")[:keep]).astype(np.int64)
 
 
-def _unknown(what: str, name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"write one of {', '.join(known)}"
-    return f"no {what} is called '{name}'; {hint}"
+def _named(rules: Mapping[str, Metric], name: str, what: str) -> Metric:
+    if name in rules:
+        return rules[name]
+    close = difflib.get_close_matches(name, rules, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(rules)}"
+    raise InputError(f"no {what} is called '{name}'; {hint}")

@@ -21,7 +21,7 @@ Data = str | Path | Mapping[str, object] | Iterable[object]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """feeds: one array per input; samples: how many are real, for the rest only fill a static batch; where: its name."""
+    """feeds: one array per input; samples: how many are real, the others fill a static batch; where: its name."""
 
     feeds: Feeds
     samples: int
@@ -52,14 +52,15 @@ def open_data(data: Data, model: Model, *, batch_size: int | None = None, batche
     """Return the batches of any form of data.
 
     data: one of
-        - a .npz or .safetensors file, or a mapping, of one array per input, axis 0 the sample (.npy for a single input);
-          an input without a batch axis is stored once,
+        - a .npz or .safetensors file, or a mapping, of one array per input, axis 0 the sample (a .npy file where there is
+          a single input); an input without a batch axis is stored once,
         - a folder, each of whose files is one ready batch, in the order of names,
-        - an iterable of ready batches, or of samples (Hugging Face datasets): mappings, or bare arrays for a single input.
+        - an iterable of ready batches, or of samples (Hugging Face datasets): mappings, or bare arrays where there is a
+          single input.
     batch_size: samples per batch; default 8, or the model's static batch. A static batch that data does not fill is
         filled with its last sample, which counts nothing.
     batches: stop after so many.
-    Raises: InputError where data is missing, damaged, empty, or does not fit the inputs; batches are checked as they come.
+    Raises: InputError where data is missing, damaged, empty, or does not fit the inputs; batches are checked one by one.
 
     Example:
         >>> open_data({"input_ids": np.zeros((20, 6), np.int64)}, model).total  # doctest: +SKIP
@@ -94,18 +95,23 @@ class _Shape:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"--batch-size {batch_size}: give at least one sample per batch")
         if batch_size is not None and self.static is not None and batch_size != self.static:
-            raise InputError(f"--batch-size {batch_size}: the model's batch is fixed to {self.static}; leave the flag out")
+            raise InputError(f"--batch-size {batch_size}: the model's batch is fixed to {self.static}; leave it out")
         self.size = self.static or batch_size or BATCH_SIZE
-        self.reference = next(
-            (spec.name for spec in specs.values() if spec.shape and spec.shape[0] == self.batch and len(spec.shape) > 1),
-            next((spec.name for spec in specs.values() if spec.shape != ()), next(iter(specs))),
-        )
+        self.reference = self._reference()
+
+    def _reference(self) -> str:
+        """Return the input whose axis 0 counts the samples."""
+        led = [spec for spec in self.specs.values() if spec.shape and spec.shape[0] == self.batch]
+        wide = [spec.name for spec in led if len(spec.shape) > 1]
+        return next(iter((*wide, *(spec.name for spec in led), *self.specs)))
 
     def single(self, where: str) -> str:
         """Return the name of the only input. Raises: InputError where there are several."""
         if len(self.specs) > 1:
             names = ", ".join(f"'{name}'" for name in self.specs)
-            raise InputError(f"{where} is a bare array, but the model has the inputs {names}; give one array for each, by name")
+            raise InputError(
+                f"{where} is a bare array, but the model has several inputs; name one array for each: {names}"
+            )
         return next(iter(self.specs))
 
     def is_batched(self, name: str, length: int, samples: int) -> bool:
@@ -126,10 +132,10 @@ class _Shape:
         reference = feeds[self.reference]
         samples = len(reference) if reference.ndim else 1
         if self.static is not None and 0 < samples < self.static:
-            feeds = {
-                name: _fill(value, self.static) if self.is_batched(name, len(value) if value.ndim else 0, samples) else value
-                for name, value in feeds.items()
+            batched = {
+                name for name, value in feeds.items() if value.ndim and self.is_batched(name, len(value), samples)
             }
+            feeds = {name: _fill(value, self.static) if name in batched else value for name, value in feeds.items()}
         return Batch(checked(feeds, self.specs, where), samples, where)
 
 
@@ -228,7 +234,8 @@ def _iterable(data: Iterable[object], shape: _Shape) -> Batches:
     try:
         items = iter(data)
     except TypeError:
-        raise InputError(f"cannot read {type(data).__name__} as data; give a file, a folder or an iterable of batches") from None
+        kind = type(data).__name__
+        raise InputError(f"cannot read {kind} as data; give a file, a folder or an iterable of batches") from None
     count = len(data) if hasattr(data, "__len__") else None
     first = next(items, None)
     if first is None:

@@ -36,10 +36,11 @@ class InputSpec:
         for axis, (size, wanted) in enumerate(zip(array.shape, self.shape or (), strict=False)):
             if isinstance(wanted, int) and size != wanted:
                 raise InputError(
-                    f"'{self.name}' in {where} has size {size} at axis {axis}; the model wants exactly {wanted} ({self})"
+                    f"'{self.name}' in {where} has size {size} at axis {axis}; "
+                    f"the model is exported for exactly {wanted} ({self})"
                 )
         if array.size == 0 and not (self.shape and 0 in self.shape):
-            raise InputError(f"'{self.name}' in {where} is empty, of shape {list(array.shape)}; give at least one sample")
+            raise InputError(f"'{self.name}' in {where} is empty: its shape is {list(array.shape)}; give a sample")
         return self._cast(array, where)
 
     def _cast(self, array: np.ndarray, where: str) -> np.ndarray:
@@ -52,7 +53,8 @@ class InputSpec:
             if np.array_equal(cast, array):
                 return cast
             raise InputError(
-                f"'{self.name}' in {where} holds {array.dtype} values up to {array.max()}, which {self.dtype} cannot hold"
+                f"'{self.name}' in {where} holds values from {array.min()} to {array.max()}, "
+                f"which the model's {self.dtype} cannot hold"
             )
         raise InputError(
             f"'{self.name}' in {where} has type {array.dtype}; the model wants {self.dtype}: "

@@ -2,9 +2,10 @@
 
 For rows of activations X [rows, size] and weights w [1, rows] (1 for a real token, 0 for padding):
     sums:     w X,  w |X|,  w X^2            [1, size] each; matrix-vector products, which are memory bound
-    norms:    sum of X^2 over the last axis  [rows], of entry, exit and exit - entry of each span; X^2 is shared with taps
+    norms:    sum of X^2 over the last axis  [rows], of entry, exit and exit - entry of each span
     moments:  (w^T X)^T X                    [size, size]
-Measured on GPT-2 (12x768) against ReduceMean, ReduceL1 and ReduceSumSquare over leading axes: three to seven times cheaper.
+Measured on GPT-2 (12x768, batch 4 x 128 tokens, one thread): 3 % for 49 taps, where ReduceSum, ReduceL1 and
+ReduceSumSquare over the leading axis cost 20 %, and the same after a Transpose 19 %; 1 % for 24 spans that share X^2.
 """
 
 from collections.abc import Iterable, Mapping
@@ -87,9 +88,7 @@ def instrument(
     """
     writer = _Writer(model.copy(), guard)
     tap_readings = {tap: writer.tap((tap.tensor, layout)) for tap, layout in taps.items()}
-    span_readings = {
-        span: writer.span((span.entry, entry), (span.exit, exit)) for span, (entry, exit) in spans.items()
-    }
+    span_readings = {span: writer.span((span.entry, entry), (span.exit, exit)) for span, (entry, exit) in spans.items()}
     moment_readings = {moment: writer.moment((moment.tensor, layout)) for moment, layout in moments.items()}
     return Instrumented(writer.finish(), tuple(writer.inputs), tap_readings, span_readings, moment_readings)
 
@@ -150,7 +149,7 @@ class _Writer:
         return tensor.name
 
     def _once(self, op: str, *inputs: gs.Tensor, **attributes) -> gs.Variable:
-        key = (op, *(item.name for item in inputs), *attributes.items())
+        key = (op, *(item.name for item in inputs), repr(sorted(attributes.items())))
         if key not in self._made:
             self._made[key] = self.node(op, *inputs, **attributes)
         return self._made[key]

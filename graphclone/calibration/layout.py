@@ -11,7 +11,7 @@ Masks = Mapping[str, Shape]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """rank: of the tensor; axis: the measured one, counted from the front; batch, sequence: None where unknown or absent.
+    """rank: of the tensor; axis: the measured one, from the front; batch, sequence: None where unknown or absent.
 
     batch and sequence are equal where one axis holds all tokens of the batch. mask: the input that marks its padding.
     """
@@ -88,7 +88,8 @@ def find_layout(
     if declared is not None:
         layout = names.fit(tensor, declared, axis, given)
         known = {names.batch, *(size for shape in names.masks.values() for size in shape)} - {None}
-        if given is not None or layout.mask or all(isinstance(declared[row], int) or declared[row] in known for row in layout.rows):
+        decided = all(isinstance(declared[row], int) or declared[row] in known for row in layout.rows)
+        if given is not None or layout.mask or decided:
             return layout
     return sizes.fit(tensor, measured(tensor), axis, given)
 

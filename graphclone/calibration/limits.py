@@ -8,7 +8,8 @@ import onnx_graphsurgeon as gs
 from graphclone.model import Model
 
 SAME_VALUES = {
-    "Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    "Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze",
 }  # fmt: skip
 FUSED_EMBEDDING = {0: 2, 1: 4, 8: 3}  # of com.microsoft EmbedLayerNormalization: the slot of ids, and of their table
 

@@ -14,7 +14,8 @@ ATTENTION = {
     "PackedAttention", "QAttention",
 }  # fmt: skip
 SOFTMAX = {"Exp", "LogSoftmax", "Softmax"}
-ENDS = {"Conv", "Einsum", "Gemm", "LayerNormalization", "MatMul", "RMSNormalization", "RotaryEmbedding", "Shape", "Size"}
+CONTRACTIONS = {"Conv", "Einsum", "Gemm", "MatMul"}
+ENDS = CONTRACTIONS | {"LayerNormalization", "RMSNormalization", "RotaryEmbedding", "Shape", "Size"}
 NO_MASK = {"Cos", "OneHot", "Sin"}
 
 

@@ -255,7 +255,8 @@ def _layouts(
         if not measured:
             probe, outputs = shape_outputs(model, {place.tensor for place in places})
             session = open_session(probe, provider=question.provider, threads=question.threads)
-            found = dict(zip((item.name for item in session.get_outputs()), run_session(session, first.feeds, first.where), strict=True))
+            order = [item.name for item in session.get_outputs()]
+            found = dict(zip(order, run_session(session, first.feeds, first.where), strict=True))
             measured.update({name: tuple(map(int, found[output])) for name, output in outputs.items()})
         return measured[tensor]
 

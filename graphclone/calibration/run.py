@@ -38,10 +38,10 @@ def measure(
     batches: what `open_data` returns, or any form of data that it takes.
     mask: the [batch, sequence] inputs that are 0 at padding; left out, they are found in the graph.
     progress: show a bar with samples per second and time left on the terminal's error stream.
-    checkpoint: a file that is written every `every` batches and at Ctrl-C, taken up where it exists, and removed at the end.
+    checkpoint: a file written every `every` batches and at Ctrl-C, taken up where it exists, and removed at the end.
     Ctrl-C returns what was counted so far, with `interrupted` set.
-    Raises: InputError where data or model cannot be used, or activations hold NaN or Inf; KeyboardInterrupt where Ctrl-C
-        comes before anything was counted.
+    Raises: InputError where data or model cannot be used, or activations hold NaN or Inf; KeyboardInterrupt where
+        Ctrl-C comes before anything was counted.
 
     Example:
         >>> measure(model, "text.npz", [Tap("h.0.mlp.gelu")]).mean_abs("h.0.mlp.gelu")  # doctest: +SKIP

@@ -132,8 +132,8 @@ class Statistics:
         """Raise InputError where these statistics were measured on another model."""
         if model.fingerprint != self.parent:
             raise InputError(
-                f"the statistics belong to another model (fingerprint {self.parent[:12]}, not {model.fingerprint[:12]}); "
-                "run graphclone calibrate on this one"
+                f"the statistics were measured on another model (fingerprint {self.parent[:12]}, "
+                f"and this one has {model.fingerprint[:12]}); run graphclone calibrate on this one"
             )
 
     def merge(self, other: "Statistics") -> "Statistics":
@@ -197,12 +197,14 @@ class Statistics:
             header = json.loads(_metadata(content)[METADATA_KEY])
             if header["format"] != FORMAT:
                 raise InputError(
-                    f"'{path}' holds {header['format']}, and this graphclone reads {FORMAT}; run graphclone calibrate again"
+                    f"'{path}' holds {header['format']}, and this graphclone reads {FORMAT}; "
+                    "run graphclone calibrate again"
                 )
             return _from_file(header, load(content))
         except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(
-                f"'{path}' is no statistics file, or a damaged one ({type(error).__name__}); run graphclone calibrate again"
+                f"'{path}' is no statistics file, or a damaged one ({type(error).__name__}); "
+                "run graphclone calibrate again"
             ) from None
 
     def _tap(self, tap: Tap | str) -> TapSums:
@@ -211,7 +213,7 @@ class Statistics:
     def _span(self, span: Span | str) -> SpanSums:
         name = span if isinstance(span, str) else span.name
         if name not in self.spans:
-            raise InputError(f"the statistics hold nothing on the span '{name}'; run graphclone calibrate on this model")
+            raise InputError(f"the statistics hold no span '{name}'; run graphclone calibrate on this model")
         return self.spans[name]
 
 

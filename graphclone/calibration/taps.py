@@ -9,7 +9,7 @@ AxisPair = tuple[int | None, int | None]
 class Tap:
     """Ask for mean x, mean |x| and mean x^2 of each index of one axis, over all other axes of a float tensor.
 
-    layout: its batch and sequence axis, None where it lacks one, both the same where tokens are flattened into one axis.
+    layout: its batch and sequence axis, None where it lacks one, both the same where one axis holds all tokens.
         Left out, it is read from the names of sizes, else from the sizes of the first batch.
 
     Example:
@@ -24,7 +24,7 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Ask how much a block or half block f changes the stream, per token: ||f(x)|| / ||x + f(x)||, and cos(x, x + f(x)).
+    """Ask how much a block or half block f changes each token: ||f(x)|| / ||x + f(x)||, and cos(x, x + f(x)).
 
     entry, exit: the tensors that hold x and x + f(x); axis: the hidden one.
 
