@@ -73,8 +73,8 @@ GROUPED = """(float[B, 6, 9] x) => (float[B, 12, 9] y) <float[6, 6, 1] w0, float
 EINSUM = """(float[B, S, 12] x) => (float[B, S, 12] y) <float[12, 5, 5] w, float[5, 5, 12] v>
     { h = Einsum <equation = "bsh,hij->bsij"> (x, w)  t = Tanh(h)  y = Einsum <equation = "bsij,ijh->bsh"> (t, v) }"""
 
-ROTARY = """(float[B, 3, S, 8] x, int64[B, S] position_ids) => (float[B, 3, S, S] y) <float[20, 4] cos, float[20,
-    4] sin>
+ROTARY = """(float[B, 3, S, 8] x, int64[B, S] position_ids) => (float[B, 3, S, S] y)
+    <float[20, 4] cos, float[20, 4] sin>
     { r = com.microsoft.RotaryEmbedding (x, position_ids, cos, sin)
       t = Transpose <perm = [0, 1, 3, 2]> (r)  y = MatMul(r, t) }"""
 

@@ -258,9 +258,11 @@ class _Sweep:
         bound: dict[str, Axis] = {}
         spread: list[Sequence[Axis]] = []
         groups: list[tuple[Pattern, Axis]] = []
-        for patterns, axes in zip(signature.inputs, op.axes):
+        for slot, (patterns, axes) in enumerate(zip(signature.inputs, op.axes)):
             if axes is not None:
                 self._bind_tensor(op, patterns, axes, bound, spread, groups)
+                if patterns and patterns[0].kind == "any" and op.is_constant(slot) and len(axes) == 1:
+                    lock(axes[0], f"{op.where} reads it whole")
         lead = self._broadcast(spread)
         for pattern, axis in self._solvable_first(groups, bound, sizes):
             built = self._build(pattern, bound, sizes, axis.size)

@@ -101,6 +101,11 @@ class Bench:
             axes += typing.types.get(tensor.name) or ()
         return list({id(leaf): leaf for axis in axes for leaf in free_leaves(axis)}.values())
 
+    @property
+    def integers(self) -> list[str]:
+        """The names of initializers that hold whole numbers: indices, or weights of few bits."""
+        return [name for name, weight in self.model.weights.items() if weight.dtype.kind in "iub"]
+
     def name(self, atom: Axis) -> str:
         """Return how a person calls an atom: its dimensions, or an initializer that carries it."""
         names = [

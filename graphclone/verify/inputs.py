@@ -84,7 +84,7 @@ def _typed_sizes(model: Model, typing: AxisTyping) -> dict[str, Size]:
 
 
 def _shrunk(model: Model, typed: Mapping[str, Size], images: bool) -> dict[str, Size]:
-    """Exchange the large sizes: of images (both last axes dynamic) by multiples of 32, of others but waves by a few entries."""
+    """Exchange large sizes: of images (both last axes dynamic) by multiples of 32, of all but waves by a few entries."""
     sizes, pictures, lengths = dict(typed), iter(IMAGES * 4), iter(LENGTHS * 4)
     for tensor in model.inputs:
         names = [_symbol(tensor, axis) for axis in range(len(tensor.shape or ()))]

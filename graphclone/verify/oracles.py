@@ -124,18 +124,16 @@ def _halves(bench: Bench, seed: int) -> dict[Axis, np.ndarray]:
 
 
 def _statistic_atoms(bench: Bench) -> set[int]:
-    """Return the ids of atoms that some operator takes statistics over, or divides by the size of."""
-    found: list[Axis] = []
-    for node in bench.analysis.typing.nodes:
-        if node.text and node.constrains:
-            signature = parse(node.text)
-            for patterns in (*signature.inputs, *signature.outputs):
-                found += [
-                    node.bound[name] for pattern in patterns for name in _statistics(pattern) if name in node.bound
-                ]
-    for site in bench.analysis.typing.sites:
-        if site.kind == "denominator":
-            found += site.axes
+    """Return the ids of atoms that some operator takes statistics over, divides by the size of, or indexes with."""
+    typing = bench.analysis.typing
+    found: list[Axis] = [axis for site in typing.sites if site.kind == "denominator" for axis in site.axes]
+    found += [axis for name in bench.integers for use in typing.uses.get(name, ()) for axis in use.axes]
+    for node in typing.nodes:
+        signature = parse(node.text) if node.text and node.constrains else None
+        for pattern in (
+            (p for patterns in (*signature.inputs, *signature.outputs) for p in patterns) if signature else ()
+        ):
+            found += [node.bound[name] for name in _statistics(pattern) if name in node.bound]
     return {id(leaf) for axis in found for leaf in leaves(axis)}
 
 

@@ -1,0 +1,121 @@
+"""Each operator's row: a small graph, the signature it must have, and onnxruntime as the judge of it.
+
+A graph's first node is the one its signature speaks of. Float inputs carry dimensions, so permuting and halving them
+judges a rule without any weight.
+"""
+
+# ruff: noqa: E501  (one row a line)
+
+import pytest
+
+from graphclone.analysis import analyse
+from graphclone.verify import verify
+
+ROWS = [
+    # entry by entry
+    ("Relu", "(float[B, 12] x) => (float[B, 12] y) { y = Relu(x) }", "... -> ..."),
+    ("Clip", "(float[B, 12] x) => (float[B, 12] y) <float low = {-1.0}, float high = {1.0}> { y = Clip(x, low, high) }", "..., ., . -> ..."),
+    ("Gelu", '(float[B, 12] x) => (float[B, 12] y) { y = Gelu <approximate = "tanh"> (x) }', "... -> ..."),
+    ("Add", "(float[B, 5, 12] x) => (float[B, 5, 12] y) <float[12] w> { y = Add(x, w) }", "..., ... -> ..."),
+    ("Mul of a column", "(float[B, 5, 12] x) => (float[B, 5, 12] y) <float[5, 1] w> { y = Mul(x, w) }", "..., ... -> ..."),
+    ("Where", "(float[B, 12] x) => (float[B, 12] y) <float[12] w, bool[1] c = {1}> { y = Where(c, x, w) }", "..., ..., ... -> ..."),
+    ("PRelu", "(float[B, 5, 12] x) => (float[B, 5, 12] y) <float[5, 1] w> { y = PRelu(x, w) }", "..., ... -> ..."),
+    ("Max of three", "(float[B, 12] x) => (float[B, 12] y) <float[12] a, float[1, 12] b> { y = Max(x, a, b) }", "..., ..., ... -> ..."),
+    ("Cast", "(float[B, 12] x) => (double[B, 12] y) { y = Cast <to = 11> (x) }", "... -> ..."),
+    ("CastLike", "(float[B, 12] x) => (double[B, 12] y) <double[3] w> { y = CastLike(x, w) }", "..., . -> ..."),
+    ("Dropout", "(float[B, 12] x) => (float[B, 12] y) { y = Dropout(x) }", "... -> ..."),
+    ("BiasGelu", "(float[B, 12] x) => (float[B, 12] y) <float[12] w> { y = com.microsoft.BiasGelu(x, w) }", "..., ... -> ..."),
+    # contractions
+    ("MatMul", "(float[B, 5, 12] x) => (float[B, 5, 14] y) <float[12, 14] w> { y = MatMul(x, w) }", "... m k, ... k n -> ... m n"),
+    ("MatMul of batches", "(float[B, 3, 5, 7] x, float[B, 3, 7, 11] z) => (float[B, 3, 5, 11] y) { y = MatMul(x, z) }", "... m k, ... k n -> ... m n"),
+    ("MatMul by a vector", "(float[B, 5, 12] x) => (float[B, 5] y) <float[12] w> { y = MatMul(x, w) }", "... m k, k -> ... m"),
+    ("Gemm", "(float[B, 12] x) => (float[B, 14] y) <float[12, 14] w, float[14] b> { y = Gemm(x, w, b) }", "m k, k n, n? -> m n"),
+    ("Gemm transposed", "(float[12, B] x) => (float[B, 14] y) <float[14, 12] w> { y = Gemm <transA = 1, transB = 1> (x, w) }", "k m, n k, . -> m n"),
+    ("Einsum", '(float[B, 5, 3, 7] x) => (float[B, 5, 12] y) <float[12, 3, 7] w> { y = Einsum <equation = "bshd,ohd->bso"> (x, w) }', "b s h d, o h d -> b s o"),
+    ("Einsum with an ellipsis", '(float[B, 5, 12] x) => (float[B, 5, 14] y) <float[12, 14] w> { y = Einsum <equation = "...d,df->...f"> (x, w) }', "... d, d f -> ... f"),
+    ("Einsum without an arrow", '(float[B, 12] x) => (float[B, 14] y) <float[12, 14] w> { y = Einsum <equation = "bk,kn"> (x, w) }', "b k, k n -> b n"),
+    ("Conv", "(float[B, 6, 9] x) => (float[B, 10, 7] y) <float[10, 6, 3] w, float[10] b> { y = Conv <kernel_shape = [3]> (x, w, b) }", "b c _, m c _, m -> b m o0"),
+    ("Conv of an image", "(float[B, 6, 9, 11] x) => (float[B, 10, 4, 5] y) <float[10, 6, 2, 2] w> { y = Conv <kernel_shape = [2, 2], strides = [2, 2]> (x, w) }", "b c _ _, m c _ _, m -> b m o0 o1"),
+    ("Conv in groups", "(float[B, 6, 9] x) => (float[B, 15, 9] y) <float[15, 2, 3] w> { y = Conv <group = 3, kernel_shape = [3], pads = [1, 1]> (x, w) }", "b (g c) _, (g m) c _, (g m) -> b (g m) o0"),
+    ("Conv by depth", "(float[B, 6, 9] x) => (float[B, 6, 9] y) <float[6, 1, 3] w, float[6] b> { y = Conv <group = 6, kernel_shape = [3], pads = [1, 1]> (x, w, b) }", "b (g c) _, (g m) c _, (g m) -> b (g m) o0"),
+    ("ConvTranspose", "(float[B, 6, 9] x) => (float[B, 10, 11] y) <float[6, 10, 3] w> { y = ConvTranspose <kernel_shape = [3]> (x, w) }", "b c _, c m _, m -> b m o0"),
+    ("FusedMatMul", "(float[B, 12, 5] x) => (float[B, 5, 14] y) <float[14, 12] w> { y = com.microsoft.FusedMatMul <transA = 1, transB = 1> (x, w) }", "... k m, ... n k -> ... m n"),
+    # structure
+    ("Reshape to heads", "(float[B, S, 15] x) => (float[B, S, 3, 5] y) <int64[4] to = {0, 0, 3, 5}> { y = Reshape(x, to) }", "a3 a2 (a1 a0), . -> a3 a2 a1 a0"),
+    ("Reshape from heads", "(float[B, S, 3, 5] x) => (float[B, S, 15] y) <int64[3] to = {0, 0, -1}> { y = Reshape(x, to) }", "a3 a2 a1 a0, . -> a3 a2 (a1 a0)"),
+    ("Reshape across", "(float[B, 4, 9] x) => (float[B, 6, 6] y) <int64[3] to = {0, 6, 6}> { y = Reshape(x, to) }", "a0 _ _, . -> a0 z1 z2"),
+    ("Reshape with a unit", "(float[B, 15] x) => (float[B, 1, 3, 5] y) <int64[4] to = {0, 1, 3, -1}> { y = Reshape(x, to) }", "a2 (a1 a0), . -> a2 1 a1 a0"),
+    ("Flatten", "(float[B, 3, 5] x) => (float[B, 15] y) { y = Flatten <axis = 1> (x) }", "a2 a1 a0, . -> a2 (a1 a0)"),
+    ("Transpose", "(float[B, 3, 5, 7] x) => (float[B, 5, 3, 7] y) { y = Transpose <perm = [0, 2, 1, 3]> (x) }", "a0 a1 a2 a3 -> a0 a2 a1 a3"),
+    ("Transpose by default", "(float[3, 5, B] x) => (float[B, 5, 3] y) { y = Transpose(x) }", "a0 a1 a2 -> a2 a1 a0"),
+    ("Squeeze", "(float[B, 1, 5] x) => (float[B, 5] y) <int64[1] axes = {1}> { y = Squeeze(x, axes) }", "a0 1 a2, . -> a0 a2"),
+    ("Unsqueeze", "(float[B, 5] x) => (float[B, 1, 5] y) <int64[1] axes = {-2}> { y = Unsqueeze(x, axes) }", "a0 a1, . -> a0 1 a1"),
+    ("Concat", "(float[B, 5] x, float[B, 7] z) => (float[B, 12] y) { y = Concat <axis = 1> (x, z) }", "a0 p0, a0 p1 -> a0 (p0 + p1)"),
+    ("Split", "(float[B, 12] x) => (float[B, 5] y, float[B, 7] z) <int64[2] parts = {5, 7}> { y, z = Split <axis = 1> (x, parts) }", "a0 (p0 + p1), . -> a0 p0, a0 p1"),
+    ("Split in equal parts", "(float[B, 12] x) => (float[B, 6] y, float[B, 6] z) { y, z = Split <axis = 1, num_outputs = 2> (x) }", "a0 (p0 + p1), . -> a0 p0, a0 p1"),
+    ("Slice", "(float[B, 12] x) => (float[B, 5] y) <int64[1] s = {3}, int64[1] e = {8}, int64[1] a = {1}> { y = Slice(x, s, e, a) }", "a0 (b0 + i0 + e0), ., ., ., . -> a0 i0"),
+    ("Slice from behind", "(float[B, 12] x) => (float[B, 5] y) <int64[1] s = {-5}, int64[1] e = {9223372036854775807}, int64[1] a = {-1}> { y = Slice(x, s, e, a) }", "a0 (b0 + i0 + e0), ., ., ., . -> a0 i0"),
+    ("Slice every third", "(float[B, 12] x) => (float[B, 4] y) <int64[1] s = {0}, int64[1] e = {12}, int64[1] a = {1}, int64[1] t = {3}> { y = Slice(x, s, e, a, t) }", "a0 (i0 e0), ., ., ., . -> a0 i0"),
+    ("Slice backwards", "(float[B, 12] x) => (float[B, 12] y) <int64[1] s = {-1}, int64[1] e = {-13}, int64[1] a = {1}, int64[1] t = {-1}> { y = Slice(x, s, e, a, t) }", "a0 _, ., ., ., . -> a0 i0"),
+    ("Slice of the sequence", "(float[B, S, 12] x) => (float[B, T, 12] y) <int64[1] s = {1}, int64[1] e = {9223372036854775807}, int64[1] a = {1}> { y = Slice(x, s, e, a) }", "a0 _ a2, ., ., ., . -> a0 i0 a2"),
+    ("Expand", "(float[B, 3, 1, 5] x) => (float[B, 3, 4, 5] y) <int64[4] to = {1, 1, 4, 1}> { y = Expand(x, to) }", "a0 a1 1 a3, . -> a0 a1 n2 a3"),
+    ("Tile", "(float[B, 5] x) => (float[B, 15] y) <int64[2] times = {1, 3}> { y = Tile(x, times) }", "a0 a1, . -> a0 (r1 a1)"),
+    ("Pad", "(float[B, 5] x) => (float[B, 8] y) <int64[4] pads = {0, 1, 0, 2}> { y = Pad(x, pads) }", "a0 a1, ., ., . -> a0 (b1 + a1 + e1)"),
+    ("Pad with copies", '(float[B, 5] x) => (float[B, 8] y) <int64[4] pads = {0, 1, 0, 2}> { y = Pad <mode = "edge"> (x, pads) }', "a0 _, ., ., . -> a0 o1"),
+    ("Resize", "(float[B, 6, 5, 7] x) => (float[B, 6, 10, 14] y) <float[4] scales = {1.0, 1.0, 2.0, 2.0}> { y = Resize(x, , scales) }", "a0 a1 _ _, ., ., . -> a0 a1 o2 o3"),
+    ("DepthToSpace", "(float[B, 12, 5, 7] x) => (float[B, 3, 10, 14] y) { y = DepthToSpace <blocksize = 2> (x) }", "b (p q c) h w -> b c (h p) (w q)"),
+    ("DepthToSpace, CRD", '(float[B, 12, 5, 7] x) => (float[B, 3, 10, 14] y) { y = DepthToSpace <blocksize = 2, mode = "CRD"> (x) }', "b (c p q) h w -> b c (h p) (w q)"),
+    ("SpaceToDepth", "(float[B, 3, 10, 14] x) => (float[B, 12, 5, 7] y) { y = SpaceToDepth <blocksize = 2> (x) }", "b c (h p) (w q) -> b (p q c) h w"),
+    # indexing
+    ("Gather by ids", "(int64[B, S] ids) => (float[B, S, 12] y) <float[17, 12] table> { y = Gather(table, ids) }", "a0 a1, i0 i1 -> i0 i1 a1"),
+    ("Gather one entry", "(float[B, 5, 12] x) => (float[B, 12] y) <int64 first = {0}> { y = Gather <axis = 1> (x, first) }", "a0 (b + i + e) a2, . -> a0 a2"),
+    ("Gather a run", "(float[B, 12] x) => (float[B, 3] y) <int64[3] run = {4, 5, 6}> { y = Gather <axis = 1> (x, run) }", "a0 (b + i + e), . -> a0 i"),
+    ("Gather every third", "(float[B, 12] x) => (float[B, 4] y) <int64[4] run = {1, 4, 7, 10}> { y = Gather <axis = 1> (x, run) }", "a0 (n k), . -> a0 n"),
+    ("Gather here and there", "(float[B, 12] x) => (float[B, 3] y) <int64[3] some = {4, 0, 9}> { y = Gather <axis = 1> (x, some) }", "a0 a1, i0 -> a0 i0"),
+    ("GatherElements", "(float[3, 12] x, int64[3, 5] ids) => (float[3, 5] y) { y = GatherElements <axis = 1> (x, ids) }", "a0 a1, a0 k -> a0 k"),
+    ("GatherND", "(float[17, 12] x, int64[B, S, 1] ids) => (float[B, S, 12] y) { y = GatherND(x, ids) }", "a0 a1, i0 i1 _ -> i0 i1 a1"),
+    ("ScatterND", "(float[5, 12] x, float[2, 12] u) => (float[5, 12] y) <int64[2, 1] ids = {1, 3}> { y = ScatterND(x, ids, u) }", "a0 a1, i0 _, i0 a1 -> a0 a1"),
+    ("ScatterElements", "(float[3, 12] x, float[3, 2] u) => (float[3, 12] y) <int64[3, 2] ids = {1, 3, 0, 2, 5, 7}> { y = ScatterElements <axis = 1> (x, ids, u) }", "a0 a1, a0 j1, a0 j1 -> a0 a1"),
+    ("OneHot", "(int64[B] ids) => (float[B, 12] y) <int64 depth = {12}, float[2] values = {0.0, 1.0}> { y = OneHot(ids, depth, values) }", "a0, ., . -> a0 h"),
+    ("TopK", "(float[B, 12] x) => (float[B, 2] y, int64[B, 2] i) <int64[1] k = {2}> { y, i = TopK(x, k) }", "a0 ~a1, . -> a0 k, a0 k"),
+    ("ArgMax", "(float[B, 12] x) => (int64[B] y) { y = ArgMax <axis = -1, keepdims = 0> (x) }", "a0 ~a1, . -> a0"),
+    ("CumSum", "(float[B, 5, 12] x) => (float[B, 5, 12] y) <int64 axis = {1}> { y = CumSum(x, axis) }", "a0 a1 a2, . -> a0 a1 a2"),
+    ("Trilu", "(float[B, 5, 12] x) => (float[B, 5, 12] y) { y = Trilu(x) }", "... p q, . -> ... p q"),
+    ("NonZero", "(float[B, 12] x) => (int64[2, N] y) { y = NonZero(x) }", "_ _ -> r n"),
+    # statistics
+    ("ReduceMean", "(float[B, 5, 12] x) => (float[B, 12] y) <int64[1] axes = {1}> { y = ReduceMean <keepdims = 0> (x, axes) }", "a0 ~a1 a2, . -> a0 a2"),
+    ("ReduceSum of everything", "(float[5, 12] x) => (float[1, 1] y) { y = ReduceSum(x) }", "~a0 ~a1, . -> 1 1"),
+    ("ReduceSum of nothing", "(float[B, 12] x) => (float[B, 12] y) { y = ReduceSum <noop_with_empty_axes = 1> (x) }", "a0 a1, . -> a0 a1"),
+    ("Softmax", "(float[B, 5, 12] x) => (float[B, 5, 12] y) { y = Softmax <axis = 1> (x) }", "a0 ~a1 a2 -> a0 a1 a2"),
+    ("LayerNormalization", "(float[B, 5, 12] x) => (float[B, 5, 12] y) <float[12] g, float[12] b> { y = LayerNormalization(x, g, b) }", "a0 a1 ~d0, d0, d0 -> a0 a1 d0, a0 a1 1, a0 a1 1"),
+    ("LayerNormalization of two axes", "(float[B, 5, 12] x) => (float[B, 5, 12] y) <float[5, 12] g> { y = LayerNormalization <axis = 1> (x, g) }", "a0 ~d0 ~d1, d0 d1, d0 d1 -> a0 d0 d1, a0 1 1, a0 1 1"),
+    ("InstanceNormalization", "(float[B, 6, 9] x) => (float[B, 6, 9] y) <float[6] g, float[6] b> { y = InstanceNormalization(x, g, b) }", "b c ~s0, c, c -> b c s0"),
+    ("BatchNormalization", "(float[B, 6, 9] x) => (float[B, 6, 9] y) <float[6] g, float[6] b, float[6] m, float[6] v = {1.0, 2.0, 3.0, 2.5, 1.5, 0.5}> { y = BatchNormalization(x, g, b, m, v) }", "b c s0, c, c, c, c -> b c s0"),
+    ("GroupNormalization of opset 18", "(float[B, 6, 9] x) => (float[B, 6, 9] y) <float[3] g, float[3] b> { y = GroupNormalization <num_groups = 3> (x, g, b) }", "b (g ~c) ~s0, g, g -> b (g c) s0", 18),
+    ("GroupNormalization", "(float[B, 6, 9] x) => (float[B, 6, 9] y) <float[6] g, float[6] b> { y = GroupNormalization <num_groups = 3> (x, g, b) }", "b (g ~c) ~s0, (g c), (g c) -> b (g c) s0", 21),
+    ("LpNormalization", "(float[B, 12] x) => (float[B, 12] y) { y = LpNormalization <axis = 1> (x) }", "a0 ~a1 -> a0 a1"),
+    ("GlobalAveragePool", "(float[B, 6, 9, 11] x) => (float[B, 6, 1, 1] y) { y = GlobalAveragePool(x) }", "b c ~s0 ~s1 -> b c 1 1"),
+    ("MaxPool", "(float[B, 6, 9] x) => (float[B, 6, 4] y) { y = MaxPool <kernel_shape = [2], strides = [2]> (x) }", "b c _ -> b c o0, b c o0"),
+    ("RMSNormalization", "(float[B, 5, 12] x) => (float[B, 5, 12] y) <float[12] g> { y = RMSNormalization(x, g) }", "a0 a1 ~d0, d0?, d0? -> a0 a1 d0, a0 a1 1", 23),
+    ("SkipLayerNormalization", "(float[B, S, 12] x, float[B, S, 12] z) => (float[B, S, 12] y) <float[12] g, float[12] b, float[12] c> { y = com.microsoft.SkipLayerNormalization(x, z, g, b, c) }", "... ~d, ... d, d, d, d -> ... d, ., ., ... d"),
+    # attention
+    ("Attention, heads merged", "(float[B, S, 18] q, float[B, S, 18] k, float[B, S, 15] v) => (float[B, S, 15] y) { y = Attention <q_num_heads = 3, kv_num_heads = 3> (q, k, v) }", "b q (g d), b k (g d), b k (g v), ., ., ., . -> b q (g v), b g k d, b g k v, b g q k", 23),
+    ("Attention, heads apart", "(float[B, 3, S, 6] q, float[B, 3, S, 6] k, float[B, 3, S, 5] v) => (float[B, 3, S, 5] y) { y = Attention(q, k, v) }", "b g q d, b g k d, b g k v, ., ., ., . -> b g q v, b g k d, b g k v, b g q k", 23),
+    ("Attention, grouped queries", "(float[B, 6, S, 6] q, float[B, 2, S, 6] k, float[B, 2, S, 5] v) => (float[B, 6, S, 5] y) { y = Attention(q, k, v) }", "b (g r) q d, b g k d, b g k v, ., ., ., . -> b (g r) q v, b g k d, b g k v, b (g r) q k", 23),
+    ("RotaryEmbedding", "(float[1, 3, S, 8] x, int64[1, S] position_ids) => (float[1, 3, S, 8] y) <float[20, 4] cos, float[20, 4] sin> { y = RotaryEmbedding(x, cos, sin, position_ids) }", "b h s (p + p), _ p, _ p, . -> b h s (p + p)", 23),
+    ("com.microsoft.Attention", "(float[B, S, 12] x) => (float[B, S, 15] y) <float[12, 45] w, float[45] b> { y = com.microsoft.Attention <num_heads = 3> (x, w, b) }", "b s e, e ((h d) + (h d) + (h v)), ((h d) + (h d) + (h v)), ., ., . -> b s (h v), ."),
+    ("com.microsoft.MultiHeadAttention", "(float[B, S, 15] q, float[B, S, 15] k, float[B, S, 15] v) => (float[B, S, 15] y) { y = com.microsoft.MultiHeadAttention <num_heads = 3> (q, k, v) }", "b q (h d), b k (h d), b k (h v), ((h d) + (h d) + (h v)), ., ., ., . -> b q (h v), b h t d, b h t v"),
+    ("com.microsoft.RotaryEmbedding", "(float[B, S, 24] x, int64[B, S] position_ids) => (float[B, S, 24] y) <float[20, 4] cos, float[20, 4] sin> { y = com.microsoft.RotaryEmbedding <num_heads = 3> (x, position_ids, cos, sin) }", "b s (h (p + p)), ., _ p, _ p -> b s (h (p + p))"),
+    # numbers of few bits
+    ("DequantizeLinear", "() => (float[5, 12] y) <int8[5, 12] w, float scale = {0.1}> { y = DequantizeLinear(w, scale) }", "a0 a1, ., . -> a0 a1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_a_rule_says_and_holds(graph, row):
+    _, text, signature, *opset = row
+    model = graph(text, *opset)
+    analysis = analyse(model)
+    assert analysis.typing.nodes[0].text.strip() == signature
+    report = verify(model, analysis=analysis)
+    assert report.ok, str(report)
