@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from graphclone.axes.axis import Axis, find, free_leaves, is_static, is_unit, leaves
 from graphclone.axes.contractions import Contraction, contraction_of
 from graphclone.axes.typed import AxisTyping, TypedNode
+from graphclone.graphs import walk
 
 PRIME = (1 << 61) - 1
 MOST_SINKS = 4
@@ -34,12 +35,13 @@ class Half:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One period of a stack; `index` counts the parent's blocks."""
+    """One period of a stack; `index` counts the parent's blocks; `twins` are the same block in other branches of an If."""
 
     index: int
     entry: str
     exit: str
     halves: tuple[Half, ...]
+    twins: tuple["Block", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,38 @@ def find_stacks(graph: gs.Graph, typing: AxisTyping) -> tuple[Stack, ...]:
         if blocks:
             found.append((root, tuple(states), blocks))
     found.sort(key=lambda item: flow.order.get(item[1][-1], -1))
+    found = _merge_branches(found, _branches(graph))
     return tuple(Stack(prefix, p, b) for prefix, (_, p, b) in zip(_prefixes(flow, found), found))
+
+
+def _branches(graph: gs.Graph) -> dict[str, tuple[int, int]]:
+    """Return, per tensor computed in a branch of an If, the node and the branch."""
+    found: dict[str, tuple[int, int]] = {}
+    for scope in walk(graph):
+        for node in scope.nodes:
+            bodies = [node.attrs.get(name) for name in ("then_branch", "else_branch")] if node.op == "If" else []
+            for number, body in enumerate(bodies):
+                for inner in body.nodes:
+                    found.update((tensor.name, (id(node), number)) for tensor in inner.outputs)
+    return found
+
+
+def _merge_branches(found: list, branches: dict[str, tuple[int, int]]) -> list:
+    """Make stacks in different branches of one If a single stack: what one branch does with a cache, the other without."""
+    merged: list = []
+    for root, points, blocks in found:
+        here = branches.get(points[-1])
+        for i, (other, states, theirs) in enumerate(merged):
+            there = branches.get(states[-1])
+            if here and there and here[0] == there[0] and here[1] != there[1] and len(blocks) == len(theirs):
+                joined = tuple(
+                    Block(a.index, a.entry, a.exit, a.halves, (*a.twins, b)) for a, b in zip(theirs, blocks)
+                )
+                merged[i] = (other, states, joined)
+                break
+        else:
+            merged.append((root, points, blocks))
+    return merged
 
 
 def _numbered(blocks: Sequence[Block]) -> tuple[Block, ...]:
@@ -96,7 +129,7 @@ class _Flow:
                 self.order[tensor.name] = i
             for name in {t.name for t in node.op.node.inputs if not isinstance(t, gs.Constant) and not t.is_empty()}:
                 self.consumers[name].append(i)
-        self.outputs = [t.name for t in graph.outputs]
+        self.outputs = [t.name for scope in walk(graph) for t in scope.outputs]
         self.contractions = [contraction_of(node) for node in self.nodes]
         self.attention = attention_nodes(self.nodes, self.contractions, range(len(self.nodes)))
         self.images = {t.name for t in graph.inputs if t.shape is not None and len(t.shape) == 4}

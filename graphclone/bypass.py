@@ -15,34 +15,72 @@ from graphclone.plan import Cut
 def bypass(child: Model, analysis: Analysis, cut: Cut) -> None:
     """Remove the dropped blocks and half blocks of a cut from the child's graph."""
     dropped = [
-        (stack, block) for stack in analysis.stacks for block in stack.blocks if block.index not in cut.blocks[stack.prefix]
+        same
+        for stack in analysis.stacks
+        for block in stack.blocks
+        if block.index not in cut.blocks[stack.prefix]
+        for same in (block, *block.twins)
     ]
-    spans = [(block.entry, block.exit) for _, block in dropped] + [(half.entry, half.exit) for half in cut.dropped]
-    if not spans:
-        remove_dead(child.graph)
-        return
-    tensors = child.graph.tensors()
-    caches = _caches(child, spans)
-    names = {prefix: _numbering(child, stack) for stack in analysis.stacks for prefix in [stack.prefix]}
-    entry_of = dict((exit, entry) for entry, exit in spans)
-    read = {t.name for t in child.graph.inputs if t.outputs}
+    spans = [(part.entry, part.exit) for part in (*dropped, *cut.dropped)]
+    if spans:
+        numbering = {stack.prefix: _numbering(child, stack) for stack in analysis.stacks}
+        _remove_spans(child, analysis, spans)
+    for graph in walk(child.graph):
+        remove_dead(graph)
+    for stack in analysis.stacks:
+        kept = cut.blocks[stack.prefix]
+        if len(kept) < len(stack.blocks):
+            _renumber(child, numbering[stack.prefix], kept)
+            child.metadata[f"graphclone.blocks.{stack.prefix}".rstrip(".")] = ",".join(map(str, kept))
+
+
+def _remove_spans(child: Model, analysis: Analysis, spans: Sequence[tuple[str, str]]) -> None:
+    """Let what reads an exit read its entry; remove the inputs and outputs that only the spans had."""
+    scopes = {t.name: graph for graph in walk(child.graph) for node in graph.nodes for t in node.outputs}
+    tensors = _tensors(child.graph)
+    lost = _outputs_inside(child, tensors, spans) | _states_of(child, analysis, spans)
+    read = {t.name for t in child.graph.inputs if _is_read(t, child.graph)}
+    entry_of = {exit: entry for entry, exit in spans}
+    _remove_outputs(child.graph, lost)
     for exit in entry_of:
         entry = exit
         while entry in entry_of:
             entry = entry_of[entry]
-        _rewire(child.graph, tensors[exit], tensors[entry])
-    child.graph.outputs[:] = [t for t in child.graph.outputs if t.name not in caches]
-    remove_dead(child.graph)
-    child.graph.inputs[:] = [t for t in child.graph.inputs if t.outputs or t.name not in read]
-    for stack in analysis.stacks:
-        kept = cut.blocks[stack.prefix]
-        if len(kept) < len(stack.blocks):
-            _renumber(child, names[stack.prefix], kept)
-            child.metadata[f"graphclone.blocks.{stack.prefix}".rstrip(".")] = ",".join(map(str, kept))
+        _rewire(scopes[exit], tensors[exit], tensors[entry])
+    for graph in walk(child.graph):
+        remove_dead(graph)
+    child.graph.inputs[:] = [t for t in child.graph.inputs if t.name not in read or _is_read(t, child.graph)]
+
+
+def _tensors(graph: gs.Graph) -> dict[str, gs.Tensor]:
+    found = {t.name: t for t in graph.inputs}
+    found.update((t.name, t) for scope in walk(graph) for node in scope.nodes for t in (*node.inputs, *node.outputs))
+    return found
+
+
+def _is_read(tensor: gs.Tensor, graph: gs.Graph) -> bool:
+    """Tell whether a node reads a tensor, or a branch passes it on."""
+    if tensor.outputs:
+        return True
+    return any(t is tensor for scope in walk(graph) for t in scope.outputs)
+
+
+def _remove_outputs(graph: gs.Graph, lost: set[str]) -> None:
+    """Remove outputs of the graph, and of the branches and the If they come through."""
+    for scope in walk(graph):
+        for node in scope.nodes:
+            bodies = [body for body in node.attrs.values() if isinstance(body, gs.Graph)] if node.op == "If" else []
+            gone = {i for body in bodies for i, tensor in enumerate(body.outputs) if tensor.name in lost}
+            for position in sorted(gone, reverse=True):
+                lost.add(node.outputs[position].name)
+                del node.outputs[position]
+                for body in bodies:
+                    del body.outputs[position]
+    graph.outputs[:] = [tensor for tensor in graph.outputs if tensor.name not in lost]
 
 
 def _rewire(graph: gs.Graph, exit: gs.Tensor, entry: gs.Tensor) -> None:
-    """Let everything that reads the exit read the entry; a graph output keeps its name."""
+    """Let everything that reads the exit read the entry; an output of the graph keeps its name."""
     for consumer in list(exit.outputs):
         exchange_input(consumer, exit, entry)
     if not any(tensor is exit for tensor in graph.outputs):
@@ -60,37 +98,54 @@ def exchange_input(node: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:
             node.inputs[slot] = new
 
 
-def _caches(child: Model, spans: Sequence[tuple[str, str]]) -> set[str]:
-    """Return the graph outputs that lie strictly inside dropped spans: their caches and per-block outputs."""
-    tensors = child.graph.tensors()
-    outputs = {t.name for t in child.graph.outputs}
-    entries, exits = {entry for entry, _ in spans}, {exit for _, exit in spans}
+def _outputs_inside(child: Model, tensors: dict[str, gs.Tensor], spans: Sequence[tuple[str, str]]) -> set[str]:
+    """Return the outputs computed strictly inside dropped spans, such as caches."""
+    ends = {name for span in spans for name in span}
+    outputs = {t.name for graph in walk(child.graph) for t in graph.outputs} - ends
     found: set[str] = set()
     for entry, exit in spans:
-        seen: set[str] = set()
-        waiting = [tensors[entry]]
-        inside: set[int] = set()
-        while waiting:
-            for node in waiting.pop().outputs:
-                for tensor in node.outputs:
-                    if tensor.name not in seen and tensor.name != exit:
-                        seen.add(tensor.name)
-                        inside.add(id(node))
-                        waiting.append(tensor)
-        above = _reaching(tensors[exit], {entry})
-        for name in seen & outputs:
-            if not tensors[name].inputs or name in entries | exits:
-                continue
-            sources = _reaching(tensors[name], {entry}) & above
-            past_exit = exit in {t.name for node in _nodes(_reaching(tensors[name], set()), child.graph) for t in node.outputs}
-            if sources and not past_exit:
+        below = _below(tensors[entry], exit)
+        for name in outputs & below.keys():
+            if exit not in _names_above(tensors[name]) and _above(tensors[name], {entry}) & _above(tensors[exit], {entry}):
                 found.add(name)
     return found
 
 
-def _reaching(tensor: gs.Tensor, stop: set[str]) -> set[int]:
+def _states_of(child: Model, analysis: Analysis, spans: Sequence[tuple[str, str]]) -> set[str]:
+    """Return the exits of dropped spans that are outputs, where the model gives the states of other blocks too."""
+    outputs = {t.name for t in child.graph.outputs}
+    exits = {exit for _, exit in spans}
+    found: set[str] = set()
+    for stack in analysis.stacks:
+        given = [point for point in stack.points if point in outputs]
+        found |= {point for point in given[:-1] if point in exits}
+    return found
+
+
+def _below(tensor: gs.Tensor, exit: str) -> dict[str, gs.Tensor]:
+    """Return the tensors that descend from one without passing the exit."""
+    seen: dict[str, gs.Tensor] = {}
+    waiting = [tensor]
+    while waiting:
+        for node in waiting.pop().outputs:
+            for output in node.outputs:
+                if output.name not in seen and output.name != exit:
+                    seen[output.name] = output
+                    waiting.append(output)
+    return seen
+
+
+def _above(tensor: gs.Tensor, stop: set[str]) -> set[int]:
     """Return the ids of the nodes a tensor is computed by, up to the tensors named `stop`."""
-    seen: set[int] = set()
+    return {id(node) for node in _nodes_above(tensor, stop)}
+
+
+def _names_above(tensor: gs.Tensor) -> set[str]:
+    return {output.name for node in _nodes_above(tensor, set()) for output in node.outputs} - {tensor.name}
+
+
+def _nodes_above(tensor: gs.Tensor, stop: set[str]) -> list[gs.Node]:
+    seen: dict[int, gs.Node] = {}
     waiting = [tensor]
     while waiting:
         current = waiting.pop()
@@ -98,13 +153,9 @@ def _reaching(tensor: gs.Tensor, stop: set[str]) -> set[int]:
             continue
         for node in current.inputs:
             if id(node) not in seen:
-                seen.add(id(node))
+                seen[id(node)] = node
                 waiting.extend(node.inputs)
-    return seen
-
-
-def _nodes(ids: set[int], graph: gs.Graph) -> Iterable[gs.Node]:
-    return (node for node in graph.nodes if id(node) in ids)
+    return list(seen.values())
 
 
 def remove_dead(graph: gs.Graph) -> None:
@@ -145,21 +196,17 @@ def _numbering(child: Model, stack: Stack) -> list[tuple[str, int]]:
 
 
 def _names_in(child: Model, block: Block) -> set[str]:
-    tensors = child.graph.tensors()
-    inside = _reaching(tensors[block.exit], {block.entry})
-    below: set[int] = set()
-    waiting = [tensors[block.entry]]
-    while waiting:
-        for node in waiting.pop().outputs:
-            if id(node) not in below:
-                below.add(id(node))
-                waiting.extend(node.outputs)
+    tensors = _tensors(child.graph)
     names: set[str] = set()
-    for node in child.graph.nodes:
-        if id(node) in inside and (id(node) in below or all(isinstance(t, gs.Constant) for t in node.inputs)):
-            names.add(node.name)
-            names.update(t.name for t in (*node.inputs, *node.outputs))
-            names.update(child.node_metadata.get(node.name, {}).values())
+    for part in (block, *block.twins):
+        below = _below(tensors[part.entry], "")
+        for node in _nodes_above(tensors[part.exit], {part.entry}):
+            inside = any(t.name in below for t in node.outputs)
+            if inside or all(isinstance(t, gs.Constant) for t in node.inputs):
+                names.add(node.name)
+                names.update(t.name for t in (*node.inputs, *node.outputs))
+                names.update(child.node_metadata.get(node.name, {}).values())
+        names.update(name for name in below if name in {t.name for t in child.graph.outputs})
     return names
 
 

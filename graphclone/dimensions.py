@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from graphclone.axes.axis import Axis, find, first_lock, is_static, is_unit, leaves
 from graphclone.axes.contractions import Contraction, contraction_of
 from graphclone.axes.typed import AxisTyping, TypedNode
-from graphclone.blocks import ATTENTION_OPS, Stack, attention_nodes, stream_axes
+from graphclone.blocks import ATTENTION_OPS, Block, Stack, attention_nodes, stream_axes
 
 ORDER = ("hidden", "heads", "kv_heads", "queries_per_kv", "head_dim", "v_head_dim", "experts", "ffn", "vocab", "free")
 
@@ -83,8 +83,10 @@ class _Namer:
                 self._add("hidden", axis, name, stack.prefix)
         for stack in self.stacks:
             for block in stack.blocks:
-                self._block(stack, block)
+                for twin in (block, *block.twins):
+                    self._block(stack, twin, block.index)
         self._vocabulary()
+        self._encoder_states()
         self._outside()
         return tuple(self._finish(group) for group in self._coupled())
 
@@ -132,8 +134,8 @@ class _Namer:
             entry.blocks.append(block)
         self.taken |= {id(leaf) for leaf in leaves(axis)}
 
-    def _block(self, stack: Stack, block) -> None:
-        base = f"{stack.prefix}blocks.{block.index}."
+    def _block(self, stack: Stack, block: Block, index: int) -> None:
+        base = f"{stack.prefix}blocks.{index}."
         seen_attention = 0
         for half in block.halves:
             mixes = attention_nodes(self.nodes, self.contractions, half.nodes)
@@ -144,10 +146,10 @@ class _Namer:
                     before = f"attention_{seen_attention}_" if seen_attention else ""
                     seen_attention += 1
                 for role, axis in self._attention_axes(i, half.nodes):
-                    self._add(role, axis, f"{base}{before}{role}", stack.prefix, block.index)
+                    self._add(role, axis, f"{base}{before}{role}", stack.prefix, index)
         for half in block.halves:
-            self._experts(half.nodes, base, stack.prefix, block.index)
-        self._feed_forward([i for half in block.halves for i in half.nodes], base, stack.prefix, block.index)
+            self._experts(half.nodes, base, stack.prefix, index)
+        self._feed_forward([i for half in block.halves for i in half.nodes], base, stack.prefix, index)
 
     def _attention_axes(self, index: int, within: Sequence[int]) -> list[tuple[str, Axis]]:
         """Return the roles of the axes around one attention: heads (grouped or not), head_dim, v_head_dim."""
@@ -156,9 +158,9 @@ class _Namer:
             return self._fused_axes(node)
         mix = self.contractions[index]
         scores = self._scores_before(index, within)
-        heads = _static_parts(mix.shared)
+        heads = self._carried(_static_parts(mix.shared))
         if scores is not None:
-            heads = _static_parts(scores.shared) or heads
+            heads = self._carried(_static_parts(scores.shared)) or heads
         roles = self._head_roles(heads)
         inner = [axis for axis in (scores.contracted if scores else ()) if is_static(axis)]
         roles += [("head_dim", axis) for axis in inner[:1]]
@@ -173,6 +175,10 @@ class _Namer:
         values = [axis for axis in value if id(find(axis)) not in known and not {id(x) for x in leaves(axis)} <= known]
         role = "v_head_dim" if inner else "head_dim"
         return roles + [(role, axis) for axis in values[-1:]]
+
+    def _carried(self, axes: list[Axis]) -> list[Axis]:
+        """Leave out axes no initializer carries: a static batch is no head."""
+        return [axis for axis in axes if any(self.carriers.get(id(leaf)) for leaf in leaves(axis))] or axes
 
     def _head_roles(self, heads: list[Axis]) -> list[tuple[str, Axis]]:
         if not heads:
@@ -246,9 +252,11 @@ class _Namer:
         return leaf.size[0] * len(self.carriers.get(id(leaf), ()))
 
     def _vocabulary(self) -> None:
-        """Name what ids range over, largest first; an untied head's equally large output goes with it."""
-        axes = sorted(self.typing.index_axes.values(), key=lambda axis: -axis.size[0])
-        for number, axis in enumerate(a for a in axes if is_static(a)):
+        """Name what ids range over, what logits have first, then the largest; an untied head's output goes with it."""
+        logits = {id(find(a[-1])) for t in self.graph.outputs if (a := self.typing.types.get(t.name))}
+        distinct = {axis_key(axis): axis for axis in self.typing.index_axes.values() if is_static(axis)}
+        axes = sorted(distinct.values(), key=lambda axis: (id(find(axis)) not in logits, -axis.size[0]))
+        for number, axis in enumerate(axes):
             name = "vocab" if number == 0 else f"vocab_{number}"
             self._add("vocab", axis, name)
             if number == 0:
@@ -262,6 +270,14 @@ class _Namer:
                 self.found[axis_key(vocab), "vocab"].names.append(f"={id(last)}")
                 self.heads[id(last)] = last
                 self.taken.add(id(last))
+
+    def _encoder_states(self) -> None:
+        """Name the width of states that a decoder's cross-attention reads from a graph input."""
+        crosses = any(h.kind == "cross_attention" for stack in self.stacks for b in stack.blocks for h in b.halves)
+        for tensor in self.graph.inputs if crosses else ():
+            axes = self.typing.types.get(tensor.name) or ()
+            if len(axes) == 3 and is_static(axes[2]) and id(find(axes[2])) not in self.taken and axes[2].lock is None:
+                self._add("hidden", axes[2], "encoder.hidden")
 
     def _outside(self) -> None:
         """Name what is left: widths before the first block `stem_n`, behind it `head_n`."""

@@ -252,10 +252,12 @@ def _by_dimension(plan: Plan, analysis: Analysis, blocks) -> list[tuple[Dimensio
 
 
 def _values_of(dimension: Dimension, analysis: Analysis) -> list[Dimension]:
-    """Return the v_head_dim dimensions that go with a head_dim unless the plan names them."""
+    """Return the dimensions that go with one unless the plan names them: values with head_dim, encoder states with hidden."""
+    if dimension.role == "hidden":
+        return [d for d in analysis.dimensions if d.role == "hidden" and d.name == "encoder.hidden" and not d.stack]
     if dimension.role != "head_dim":
         return []
-    names = {re_name for name in dimension.names for re_name in [name.replace("head_dim", "v_head_dim")]}
+    names = {name.replace("head_dim", "v_head_dim") for name in dimension.names}
     return [d for d in analysis.dimensions if d.role == "v_head_dim" and names & set(d.names)]
 
 
@@ -312,12 +314,16 @@ def _resolve_blocks(plan: Plan, stacks: Sequence[Stack]) -> dict[str, tuple[int,
 
 
 def _resolve_drop(plan: Plan, stacks: Sequence[Stack]) -> tuple[Half, ...]:
-    halves = dict(item for stack in stacks for block in stack.blocks for item in half_names(stack, block))
+    halves: dict[str, tuple[Half, ...]] = {}
+    for stack in stacks:
+        for block in stack.blocks:
+            for position, (name, half) in enumerate(half_names(stack, block)):
+                halves[name] = (half, *(twin.halves[position] for twin in block.twins))
     for name in plan.drop:
         if name not in halves:
             close = difflib.get_close_matches(name, halves, 1)
             raise CutError(f"no half block is called '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
-    return tuple(halves[name] for name in plan.drop)
+    return tuple(half for name in plan.drop for half in halves[name])
 
 
 def half_names(stack: Stack, block: Block) -> list[tuple[str, Half]]:
