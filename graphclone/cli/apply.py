@@ -40,4 +40,4 @@ def command(
         for step in Pipeline.parse("native_constants").passes:
             plan = step.run(parent, plan, None, Context(parent, analysis))
     child = apply(parent, plan, analysis)
-    finish(parent, child, plan, analysis, output, check=not no_verify)
+    finish(parent, child, plan, analysis, output, check=not no_verify, must_run=False)

@@ -6,13 +6,12 @@ from functools import cached_property
 from pathlib import Path
 
 from graphclone.analysis import Analysis, analyse
-from graphclone.calibration import Statistics
+from graphclone.calibration.statistics import Statistics
 from graphclone.cli.difference import print_difference
 from graphclone.cli.finish import check_outputs, finish
 from graphclone.cli.measuring import measured
 from graphclone.cli.terminal import out
-from graphclone.errors import InputError
-from graphclone.importance import BLOCK_RULES, METRICS
+from graphclone.importance import BLOCK_RULES, METRICS, Metric
 from graphclone.model import Model
 from graphclone.pipeline import Context, Pipeline
 from graphclone.subclone import recipe
@@ -58,10 +57,13 @@ class Job:
 
     def check(self, targets: Mapping[str, object]) -> None:
         """Raise what the targets would raise, before samples are measured: by a plan that needs none."""
-        _known(targets["by"], METRICS, "importance metric", "--by")
-        _known(targets["blocks_by"], BLOCK_RULES, "metric for blocks", "--blocks-by")
-        unmeasured = {**targets, "by": "first", "blocks_by": "first", "rescale": "none"}
-        Pipeline.parse(recipe(**unmeasured)).plan(self.parent, None, Context(self.parent, self.analysis))
+        unmeasured = {
+            "by": _unmeasured(METRICS, targets["by"]),
+            "blocks_by": _unmeasured(BLOCK_RULES, targets["blocks_by"]),
+            "rescale": "none" if targets["rescale"] == "norm_gain" else targets["rescale"],
+        }
+        steps = Pipeline.parse(recipe(**{**targets, **unmeasured}))
+        steps.plan(self.parent, None, Context(self.parent, self.analysis))
 
     def run(self, pipeline: str) -> None:
         """Measure, decide, cut, verify and write."""
@@ -90,6 +92,7 @@ class Job:
         out().print("dry run: no model was written")
 
 
-def _known(name: str, names, what: str, flag: str) -> None:
-    if name not in names:
-        raise InputError(f"no {what} is called '{name}'; {flag} takes {', '.join(names)}")
+
+def _unmeasured(metrics: Mapping[str, Metric], name: str) -> str:
+    """Return a metric that needs no samples in place of one that does; an unknown name is left for the pass to refuse."""
+    return "first" if name in metrics and metrics[name].measured else name

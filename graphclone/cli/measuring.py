@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from graphclone.analysis import Analysis
-from graphclone.calibration import Statistics
-from graphclone.cli.terminal import out, plural
+from graphclone.calibration.statistics import Statistics
+from graphclone.cli.terminal import err, out, plural
 from graphclone.model import Model
 from graphclone.subclone import calibrate
 
@@ -21,7 +21,10 @@ def measured(
 ) -> Statistics:
     """Calibrate and say how many samples were counted on which device."""
     sized = {} if batch_size is None else {"batch_size": batch_size}
-    stats = calibrate(model, data, provider=provider, batches=batches, mask=mask, analysis=analysis, **sized)
+    bar = err().is_terminal
+    stats = calibrate(
+        model, data, provider=provider, batches=batches, mask=mask, progress=bar, analysis=analysis, **sized
+    )
     amount = f"{plural(stats.samples, 'sample')}, {plural(stats.tokens, 'token')}"
     out().print(f"measured  {amount} on {stats.provider}")
     return stats

@@ -19,10 +19,10 @@ def print_report(report: Report) -> None:
 
 
 def summary(report: Report) -> str:
-    """Return a line about a verification that passed: `verified  7 checks, largest difference 3e-07`."""
+    """Return a line about a verification that passed: `verified  7 checks passed, ...`."""
     figures = [check.figure for check in report.checks if check.figure is not None]
     worst = f", largest relative difference {max(figures):.1e}" if figures else ""
-    return f"verified  {plural(len(report.checks), 'check')}{worst}"
+    return f"verified  {plural(len(report.checks), 'check')} passed{worst}"
 
 
 def failure(report: Report) -> str:

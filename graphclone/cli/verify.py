@@ -31,6 +31,7 @@ def command(
     if (parent is None) != (plan_path is None):
         raise click.UsageError("--parent and --plan go together: the plan says which slices of the parent the child has")
     from graphclone.cli.description import write_json
+    from graphclone.cli.probes import probes
     from graphclone.cli.reports import print_report
     from graphclone.cli.terminal import err
     from graphclone.model import load
@@ -41,7 +42,7 @@ def command(
     original = None if parent is None else load(parent, retie=not no_retie)
     plan = None if plan_path is None else Plan.load(plan_path)
     with err().status("verifying"):
-        report = verify(subject, data=data, parent=original, plan=plan)
+        report = verify(subject, data=probes(data, subject), parent=original, plan=plan)
     if as_json:
         write_json(report.to_json())
     else:
