@@ -103,8 +103,7 @@ class _Surgeon:
         """Give each group of uses that is cut alike its own constant; the first keeps the name."""
         for number, members in enumerate(groups.values()):
             first = members[0][0]
-            constant = self._constant_of(first)
-            weight = weight_of(constant)
+            weight = weight_of(self._constant_of(name, first))
             for axis, pick in enumerate(members[0][1]):
                 if pick is not None:
                     weight = weight.take(axis, pick)
@@ -114,21 +113,24 @@ class _Surgeon:
                 weight = weight.scaled(plan.scale[name])
             new = gs.Constant(name if number == 0 else self._fresh(f"{name}_{number}"), weight)
             for use, _ in members:
-                self._put(use, new)
+                self._put(name, use, new)
 
     def _replacement(self, name: str, value: np.ndarray, weight: Weight) -> Weight:
         if tuple(value.shape) != tuple(weight.shape):
             raise CutError(f"the plan replaces '{name}' by shape {value.shape}; after the cut it has {weight.shape}")
         return Weight.of(np.asarray(value).astype(weight.dtype))
 
-    def _constant_of(self, use) -> gs.Constant:
+    def _constant_of(self, name: str, use) -> gs.Constant:
         if use.node is None:
-            return next(t for graph in walk(self.child.graph) for t in graph.outputs if isinstance(t, gs.Constant))
+            return next(t for graph in walk(self.child.graph) for t in graph.outputs if _is_constant(t, name))
         return self.nodes[id(use.node)].inputs[use.slot]
 
-    def _put(self, use, constant: gs.Constant) -> None:
+    def _put(self, name: str, use, constant: gs.Constant) -> None:
         if use.node is not None:
             self.nodes[id(use.node)].inputs[use.slot] = constant
+            return
+        for graph in walk(self.child.graph):
+            graph.outputs[:] = [constant if _is_constant(t, name) else t for t in graph.outputs]
 
     def _fresh(self, name: str) -> str:
         while name in self.names:
@@ -388,6 +390,10 @@ class _Surgeon:
                         size[0] if isinstance(listed, int) and len(set(size)) == 1 else listed
                         for size, listed in zip(sizes, tensor.shape)
                     ]
+
+
+def _is_constant(tensor: gs.Tensor, name: str) -> bool:
+    return isinstance(tensor, gs.Constant) and tensor.name == name
 
 
 def slot_name(node: gs.Node) -> str:

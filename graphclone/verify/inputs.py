@@ -7,14 +7,13 @@ import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Size
 from graphclone.axes.typed import AxisTyping
+from graphclone.calibration.feeds import Feeds
+from graphclone.calibration.synthesis import synthesise as made_up
 from graphclone.model import Model
-
-Feeds = dict[str, np.ndarray]
 
 SMALL = 1000  # the typing gives symbols of images and waves larger sizes
 IMAGES = ((96, 128), (160, 64))
 LENGTHS = ((6, 9), (8, 4), (10, 3), (12, 14))
-PADDING = 2
 
 
 def candidates(model: Model, typing: AxisTyping, seed: int = 0) -> Iterator[tuple[str, list[Feeds]]]:
@@ -36,33 +35,18 @@ def candidates(model: Model, typing: AxisTyping, seed: int = 0) -> Iterator[tupl
 
 
 def synthesise(model: Model, typing: AxisTyping, sizes: Mapping[str, Size], probe: int, seed: int = 0) -> Feeds:
-    """Return feeds of one probe: the first has masks of ones, the second ends every other row in padding."""
-    random = np.random.default_rng((seed, probe))
-    feeds = {}
-    for tensor in model.inputs:
-        shape = [sizes[_symbol(tensor, axis)][probe] for axis in range(len(tensor.shape or ()))]
-        feeds[tensor.name] = _values(tensor, shape, typing, random, padded=probe == 1)
-    return feeds
+    """Return feeds of one probe: the first has masks of ones, the second ends a row in padding.
 
-
-def _values(tensor: gs.Tensor, shape: list[int], typing: AxisTyping, random, padded: bool) -> np.ndarray:
-    if is_float(tensor):
-        dtype = np.float32 if tensor.dtype is None else tensor.dtype
-        return random.standard_normal(shape).astype(dtype)
-    dtype = np.dtype(tensor.dtype)
-    if dtype.kind in "USO":
-        return np.full(shape, "", object)
-    axis = typing.index_axes.get(tensor.name)
-    if axis is not None:
-        return random.integers(0, min(axis.size), shape).astype(dtype)
-    if "position" in tensor.name and shape:
-        return np.broadcast_to(np.arange(shape[-1]), shape).astype(dtype)
-    values = np.ones(shape, dtype)
-    if padded and len(shape) > 1 and shape[-1] > PADDING + 1:
-        values[1::2, ..., -PADDING:] = 0
-        if shape[0] == 1:
-            values[0, ..., -PADDING:] = 0
-    return values
+    Ids are below what the typing says they index. Integers that index nothing count as masks: they only compare.
+    """
+    upper = {name: min(axis.size) for name, axis in typing.index_axes.items()}
+    masks = [
+        tensor.name
+        for tensor in model.inputs
+        if tensor.name not in upper and not is_float(tensor) and "position" not in tensor.name and tensor.shape
+    ]
+    settled = {name: size[probe] for name, size in sizes.items()}
+    return made_up(model, settled, upper=upper, masks=masks, padded=probe == 1, seed=2 * seed + probe)
 
 
 def is_float(tensor: gs.Tensor) -> bool:
@@ -72,7 +56,7 @@ def is_float(tensor: gs.Tensor) -> bool:
 
 def _symbol(tensor: gs.Tensor, axis: int) -> str:
     size = tensor.shape[axis]
-    return size if isinstance(size, str) and size else f"{tensor.name}.{axis}"
+    return size if isinstance(size, str) and size else f"{tensor.name}:{axis}"
 
 
 def _typed_sizes(model: Model, typing: AxisTyping) -> dict[str, Size]:
@@ -84,7 +68,7 @@ def _typed_sizes(model: Model, typing: AxisTyping) -> dict[str, Size]:
 
 
 def _shrunk(model: Model, typed: Mapping[str, Size], images: bool) -> dict[str, Size]:
-    """Exchange large sizes: of images (both last axes dynamic) by multiples of 32, of all but waves by a few entries."""
+    """Exchange large sizes: of images (two dynamic axes) by multiples of 32, of others but waves by a few entries."""
     sizes, pictures, lengths = dict(typed), iter(IMAGES * 4), iter(LENGTHS * 4)
     for tensor in model.inputs:
         names = [_symbol(tensor, axis) for axis in range(len(tensor.shape or ()))]
