@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save
 from graphclone.analysis import Analysis
 from graphclone.atomic import replacing
 from graphclone.axes.axis import Axis, find
+from graphclone.axes.typed import AxisTyping
 from graphclone.blocks import Block, Half, Stack
 from graphclone.dimensions import Dimension
 from graphclone.errors import CutError, InputError
@@ -159,6 +160,7 @@ class Cut:
     atoms: tuple[Axis, ...]  # keeps the ids above alive
     blocks: Mapping[str, tuple[int, ...]]  # stack prefix -> kept blocks
     dropped: tuple[Half, ...]
+    shrunk: frozenset[int] = frozenset()  # ids of atoms of generated fills that become one
 
     def picks(self, axis: Axis) -> np.ndarray | None:
         """Return the kept positions along an axis, or None where all stay in place."""
@@ -181,6 +183,8 @@ class Cut:
         """Return the size of an axis after the cut, per probe."""
         axis = find(axis)
         if axis.kind == "atom":
+            if id(axis) in self.shrunk:
+                return (1,) * len(axis.size)
             kept = self.indices.get(id(axis))
             return axis.size if kept is None else (len(kept),) * len(axis.size)
         sizes = [self.size(part) for part in axis.parts]
@@ -207,7 +211,13 @@ def resolve(plan: Plan, analysis: Analysis) -> Cut:
                 indices[id(leaf)] = picks
                 atoms.append(leaf)
     moved = {key: picks for key, picks in indices.items() if not _is_identity(picks, atoms, key)}
-    return Cut(moved, tuple(atoms), blocks, _resolve_drop(plan, analysis.stacks))
+    return with_fills(Cut(moved, tuple(atoms), blocks, _resolve_drop(plan, analysis.stacks)), analysis.typing)
+
+
+def with_fills(cut: Cut, typing: AxisTyping) -> Cut:
+    """Return a cut that also shrinks the axes of generated fills to one where what they broadcast against is cut."""
+    shrunk = frozenset(id(find(fill)) for fill, real in typing.fills if cut.size(real) != find(real).size)
+    return replace(cut, shrunk=shrunk) if shrunk else cut
 
 
 def _is_identity(picks: np.ndarray, atoms: list[Axis], key: int) -> bool:

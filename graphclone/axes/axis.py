@@ -21,10 +21,11 @@ class Axis:
     """A node of the union-find forest; read it through `find` and the functions of this module.
 
     Attributes: `size` (one entry per probe), `kind` (atom, product or sum), `parts` (of a composite),
-    `lock` (an atom's reason not to be cut, or None).
+    `lock` (an atom's reason not to be cut, or None), `fill` (an atom along which a generated tensor repeats itself:
+    broadcasting it against a real axis makes no equation, since it may as well have size one).
     """
 
-    __slots__ = ("size", "kind", "parts", "lock", "link", "opaque")
+    __slots__ = ("size", "kind", "parts", "lock", "link", "opaque", "fill")
 
     def __init__(self, size: Size, kind: str = ATOM, parts: tuple["Axis", ...] = (), lock: str | None = None):
         self.size = size
@@ -33,6 +34,7 @@ class Axis:
         self.lock = lock
         self.link: Axis | None = None
         self.opaque = False
+        self.fill = False
 
     def __repr__(self) -> str:
         return f"Axis({describe(self)})"
@@ -56,6 +58,12 @@ def is_unit(axis: Axis) -> bool:
 def is_static(axis: Axis) -> bool:
     """Tell whether the size is the same in every probe."""
     return axis.size.count(axis.size[0]) == len(axis.size)
+
+
+def is_fill(axis: Axis) -> bool:
+    """Tell whether nothing but a generated fill has this axis so far."""
+    axis = find(axis)
+    return axis.fill and axis.kind == ATOM and axis.lock is None
 
 
 def product(parts: Sequence[Axis]) -> Axis:
@@ -197,6 +205,7 @@ class Equations:
             lock(other, atom.lock)
         elif other.kind == ATOM and other.lock is not None:
             atom.lock = other.lock
+        other.fill &= atom.fill
         atom.link = other
         self._version += 1
 

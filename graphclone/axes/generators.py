@@ -13,7 +13,7 @@ def constant_of_shape(op: Op) -> Typing | None:
         return None
     names = letters(value[0].size, "n")
     sizes = {name: tuple(int(entry[i]) for entry in value) for i, name in enumerate(names)}
-    return Typing(f". -> {' '.join(names)}", sizes, (Store(0, " ".join(names)),))
+    return Typing(f". -> {' '.join(names)}", sizes, (Store(0, " ".join(names)),), fills=tuple(names))
 
 
 def range_(op: Op) -> Typing | None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphclone.axes import load_rules
-from graphclone.axes.axis import Axis, Equations, Size, divide, is_unit, leaves, lock, multiply, product, total
+from graphclone.axes.axis import Axis, Equations, Size, divide, find, is_fill, is_static, is_unit, leaves, lock, multiply, product, total
 from graphclone.axes.denominators import find_denominators
 from graphclone.axes.notation import Pattern, parse, parse_axes
 from graphclone.axes.registry import Store, Typing, find_rule
@@ -64,10 +64,26 @@ class _Sweep:
                 self.result.position_outputs[tensor.name] = self.positions[tensor.name]
             elif self.origin.get(tensor.name) in self.result.index_axes:
                 self.result.position_outputs[tensor.name] = self.result.index_axes[self.origin[tensor.name]]
+        self._settle_fills()
         for name, axis in self.result.index_axes.items():
             if name in self.compared:
                 lock(axis, f"{self.compared[name]} computes with the values of input '{name}'")
         return self.result
+
+    def _settle_fills(self) -> None:
+        """Make equations after all of fills that something else than broadcasting uses."""
+        for tensor in self.model.graph.outputs:
+            for axis in self.result.types.get(tensor.name) or ():
+                find(axis).fill = False
+        waiting = self.result.fills
+        while True:
+            broken = [(fill, real) for fill, real in waiting if not is_fill(fill)]
+            if not broken:
+                break
+            waiting = [pair for pair in waiting if is_fill(pair[0])]
+            for fill, real in broken:
+                self.equations.equate(fill, real)
+        self.result.fills = waiting
 
     # graph inputs -----------------------------------------------------------------------------------------------
 
@@ -270,6 +286,8 @@ class _Sweep:
                 lock(axis, f"{op.where} groups it")
             else:
                 self.equations.equate(built, axis)
+        for name in typing.fills:
+            self._name(name, bound, sizes).fill = True
         for name in typing.fixed:
             if name in bound or name in sizes:
                 lock(self._name(name, bound, sizes), f"{op.where} fixes it")
@@ -332,6 +350,11 @@ class _Sweep:
                 axis = axes[position]
                 if chosen is None or is_unit(chosen):
                     chosen = axis
+                elif is_fill(chosen) != is_fill(axis) and is_static(axis):
+                    fill, real = (chosen, axis) if is_fill(chosen) else (axis, chosen)
+                    if not is_unit(real):
+                        self.result.fills.append((fill, real))
+                        chosen = real
                 elif not is_unit(axis):
                     self.equations.equate(chosen, axis)
             result.append(chosen)

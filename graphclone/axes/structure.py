@@ -290,7 +290,8 @@ def expand(op: Op) -> Typing | None:
             inputs += [name] if i >= pad else []
             outputs.append(name)
     listed = " ".join(outputs[rank - target[0].size :])
-    return Typing(f"{' '.join(inputs)}, . -> {' '.join(outputs)}", sizes, (Store(1, listed),), moves=True)
+    text = f"{' '.join(inputs)}, . -> {' '.join(outputs)}"
+    return Typing(text, sizes, (Store(1, listed),), moves=True, fills=tuple(sizes))
 
 
 def tile(op: Op) -> Typing | None:

@@ -51,7 +51,7 @@ class AxisTyping:
     types: axes of every tensor by name (None where unknown). uses: every use of every initializer. nodes: every
     node in order. sites: what surgery rewrites. index_axes: {integer graph input: the axis its values range over},
     position_outputs the same of graph outputs.
-    minimum: (axis, least size, node) triples. unknown: nodes without a rule. values: known shape arithmetic.
+    minimum: (axis, least size, node) triples. fills: (axis of a generated fill, axis it broadcasts against) pairs. unknown: nodes without a rule. values: known shape arithmetic.
     """
 
     types: dict[str, Axes | None] = field(default_factory=dict)
@@ -63,4 +63,5 @@ class AxisTyping:
     minimum: list[tuple[Axis, int, str]] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     values: dict[str, Values] = field(default_factory=dict)
+    fills: list[tuple[Axis, Axis]] = field(default_factory=list)
     shape_only: set[int] = field(default_factory=set)

@@ -12,7 +12,7 @@ from graphclone.calibration.session import RUNTIME_ERRORS, describe, first_line,
 from graphclone.dtypes import is_float
 from graphclone.errors import InputError
 from graphclone.model import Model
-from graphclone.plan import Cut
+from graphclone.plan import Cut, with_fills
 from graphclone.surgery import carry_out
 from graphclone.verify.inputs import Feeds, candidates
 from graphclone.verify.weights import perturbed
@@ -52,7 +52,8 @@ class Bench:
     def cut(self, indices: Mapping[Axis, np.ndarray]) -> Cut:
         """Return a cut that keeps all blocks and, of the given atoms, these indices."""
         blocks = {stack.prefix: tuple(block.index for block in stack.blocks) for stack in self.analysis.stacks}
-        return Cut({id(atom): kept for atom, kept in indices.items()}, tuple(indices), blocks, ())
+        cut = Cut({id(atom): kept for atom, kept in indices.items()}, tuple(indices), blocks, ())
+        return with_fills(cut, self.analysis.typing)
 
     def feeds(self, cut: Cut, feeds: Feeds) -> tuple[Feeds, Feeds]:
         """Return what parent and child are fed so that both mean the same: ids of kept rows, cut float inputs."""
