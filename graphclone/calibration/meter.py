@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnxruntime
 
 from graphclone.calibration.data import Batch
 from graphclone.calibration.feeds import Feeds, input_specs
@@ -26,6 +27,8 @@ from graphclone.errors import InputError
 from graphclone.model import Model
 
 SAMPLED_BYTES = 64 << 10
+QUIET = onnxruntime.RunOptions()
+QUIET.log_severity_level = 4  # what goes wrong is in the error, once
 
 Wanted = Tap | Moment
 
@@ -61,6 +64,7 @@ class Meter:
     def __post_init__(self) -> None:
         self.parent = self.parent or self.model.fingerprint
         self.limits = index_limits(self.model)
+        self._check_indices(self.first)
         self.masks = self.question.masks
         self.reference = _reference(self.model, self.masks)
         self._layouts = _layouts(self.model, self.question, self.first, self.reference)
@@ -176,7 +180,7 @@ class _Run:
 def run_session(session, feeds: Feeds, where: str) -> list[np.ndarray]:
     """Run a session. Raises: InputError, naming the batch, where onnxruntime cannot."""
     try:
-        return session.run(None, feeds)
+        return session.run(None, feeds, QUIET)
     except RUNTIME_ERRORS as error:
         message = re.sub(r"^\d+ : \w+ : ", "", first_line(error))
         shapes = ", ".join(f"'{name}' {value.dtype} {list(value.shape)}" for name, value in feeds.items())

@@ -173,13 +173,13 @@ def data(samples, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def cli(capsys):
+def cli(capfd):
     """Run a command in this process."""
 
     def run(*arguments: object) -> Ended:
-        capsys.readouterr()
+        capfd.readouterr()
         code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
+        printed = capfd.readouterr()
         return Ended(code, printed.out, printed.err)
 
     return run
@@ -193,7 +193,7 @@ def refused(cli, tmp_path):
         before = files(tmp_path)
         ended = cli(*arguments)
         assert ended.code == 2, ended
-        assert re.findall("^error: ", ended.err, re.MULTILINE) == ["error: "], ended.err
+        assert ended.err.startswith("error: ") and len(re.findall("^error: ", ended.err, re.MULTILINE)) == 1, ended.err
         assert "Traceback" not in ended.err
         assert files(tmp_path) == before
         return ended.err
