@@ -1,5 +1,6 @@
 """Cut any transformer exported to ONNX to an exact smaller size, and train what is left in PyTorch.
 
+Example:
     import graphclone
 
     parent = graphclone.load("gpt2.onnx")

@@ -116,10 +116,9 @@ def _bytes(parent: Model, child: Model) -> Change:
 
 
 def _shortened(indices: list[int]) -> str:
-    """Return indices, those in the middle left out where there are many."""
-    if indices == sorted(indices):
-        text = spans(tuple(indices))
-        return text if text.count(",") < LISTED else ", ".join([*text.split(", ")[:LISTED], "..", str(indices[-1])])
-    shown = indices if len(indices) <= LISTED else indices[: LISTED - 1]
-    return ", ".join(map(str, shown)) + (f", .. {indices[-1]}" if len(indices) > LISTED else "")
-
+    """Return indices, runs of them joined where they ascend, those in the middle left out where there are many."""
+    ascending = indices == sorted(indices)
+    parts = spans(tuple(indices)).split(", ") if ascending else [str(index) for index in indices]
+    if len(parts) <= LISTED:
+        return ", ".join(parts)
+    return f"{', '.join(parts[: LISTED - 1])} .. {parts[-1]}"

@@ -27,7 +27,9 @@ def fitted(plan: Plan, analysis: Analysis, plan_path: Path, model_path: Path) ->
     absent += [*_absent(plan.drop, drop), *_absent(plan.scale, scale), *_absent(plan.replace, replace)]
     if not (keep or blocks or drop or scale or replace):
         raise CutError(f"the plan '{plan_path}' was made for another model, and '{model_path}' has none of its names")
-    err().print(f"warning: the plan '{plan_path}' was made for another model; it is applied where its names fit", style="yellow")
+    err().print(
+        f"warning: the plan '{plan_path}' was made for another model; it is applied where its names fit", style="yellow"
+    )
     if absent:
         shown = ", ".join(absent[:6]) + (f" and {len(absent) - 6} more" if len(absent) > 6 else "")
         err().print(f"warning: not in '{model_path}', so left out: {shown}", style="yellow")

@@ -92,7 +92,6 @@ class Job:
         out().print("dry run: no model was written")
 
 
-
 def _unmeasured(metrics: Mapping[str, Metric], name: str) -> str:
-    """Return a metric that needs no samples in place of one that does; an unknown name is left for the pass to refuse."""
+    """Return a metric that needs no samples for one that does; an unknown name is left for the pass to refuse."""
     return "first" if name in metrics and metrics[name].measured else name

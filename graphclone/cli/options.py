@@ -8,7 +8,10 @@ FILE = click.Path(path_type=Path)
 
 model = click.argument("model", metavar="MODEL", type=FILE)
 data = click.option(
-    "--data", metavar="DATA", type=FILE, help="Samples: .npz or .safetensors keyed by graph input, or a folder of batches."
+    "--data",
+    metavar="DATA",
+    type=FILE,
+    help="Samples: .npz or .safetensors keyed by graph input, or a folder of batches.",
 )
 stats = click.option("--stats", metavar="STATS", type=FILE, help="Statistics that `graphclone calibrate` wrote.")
 provider = click.option(

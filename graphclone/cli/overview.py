@@ -61,7 +61,9 @@ def _facts(model: Model, analysis: Analysis) -> Table:
     if not analysis.stacks:
         grid.add_row("blocks", "none found", "", "")
     for number, tie in enumerate(model.ties[:LISTED]):
-        grid.add_row("" if number else "tied", tie.first, "equals", tie.second + (" transposed" if tie.transposed else ""))
+        grid.add_row(
+            "" if number else "tied", tie.first, "equals", tie.second + (" transposed" if tie.transposed else "")
+        )
     return grid
 
 
@@ -98,6 +100,8 @@ def _unknown(analysis: Analysis) -> list[RenderableType]:
     nodes = analysis.typing.unknown
     if not nodes:
         return []
-    text = Text(f"{plural(len(nodes), 'node')} without an axis rule; the axes they touch are locked:", style="bold yellow")
+    text = Text(
+        f"{plural(len(nodes), 'node')} without an axis rule; the axes they touch are locked:", style="bold yellow"
+    )
     names = [*nodes[:LISTED], *([f"and {count(len(nodes) - LISTED)} more"] if len(nodes) > LISTED else [])]
     return [text, Padding("\n".join(names), (0, 0, 0, 2))]

@@ -25,4 +25,10 @@ def command() -> None:
 def _default(item: dataclasses.Field) -> str:
     if item.default is dataclasses.MISSING:
         return "..."
-    return "none" if item.default is None else str(item.default).lower() if isinstance(item.default, bool) else str(item.default)
+    return (
+        "none"
+        if item.default is None
+        else str(item.default).lower()
+        if isinstance(item.default, bool)
+        else str(item.default)
+    )

@@ -119,7 +119,7 @@ def _structure(row: Row) -> str:
         return ""
     parts = [find(part) for part in axis.parts]
     if len(parts) == 2 and parts[0] is parts[1]:
-        return f"in pairs (i, i + {parts[0].size[0]})"
+        return f"in pairs (i, i+{parts[0].size[0]})"
     return "parts " + " + ".join(_size(part) for part in parts)
 
 

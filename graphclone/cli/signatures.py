@@ -23,7 +23,7 @@ def line(node: TypedNode, names: dict[int, str]) -> str:
 
 
 def axis_names(analysis: Analysis) -> dict[int, str]:
-    """Return names of axes by id: each dimension's, and for an atom it repeats or joins `name/2`, `name.0`, `name.1`."""
+    """Return names of axes by id: each dimension's; an atom it repeats is `name/2`, those it joins `name.0`, `name.1`."""
     names: dict[int, str] = {}
     for dimension in analysis.dimensions:
         for axis in dimension.axes:

@@ -69,7 +69,9 @@ def command(
     if output is None and not dry_run:
         raise click.UsageError("where should the child go? Write -o OUT, or --dry-run to see what would be kept")
     if all(targets[name] is None for name in TARGETS):
-        raise click.UsageError("nothing to cut: give --hidden, --ffn, --heads, --kv-heads, --head-dim, --layers or --blocks")
+        raise click.UsageError(
+            "nothing to cut: give --hidden, --ffn, --heads, --kv-heads, --head-dim, --layers or --blocks"
+        )
     if targets["layers"] is not None and targets["blocks"] is not None:
         raise click.UsageError("give --layers or --blocks, not both")
     from graphclone.cli.job import Job, Samples

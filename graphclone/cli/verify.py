@@ -29,7 +29,9 @@ def command(
     Exit code 1 says that a check failed. Inputs are made up where --data gives none.
     """
     if (parent is None) != (plan_path is None):
-        raise click.UsageError("--parent and --plan go together: the plan says which slices of the parent the child has")
+        raise click.UsageError(
+            "--parent and --plan go together: the plan says which slices of the parent the child has"
+        )
     from graphclone.cli.description import write_json
     from graphclone.cli.probes import probes
     from graphclone.cli.reports import print_report

@@ -61,13 +61,17 @@ class TinyTransformer:
             return x
         x = self.node("Unsqueeze", x, self.constant(f"{name}.axis", [2]), name=f"{name}.unsqueezed")
         x = self.node("Expand", x, self.constant(f"{name}.times", [1, 1, 3, 1, 1]), name=f"{name}.expanded")
-        return self.node("Reshape", x, self.constant(f"{name}.flat", [0, self.heads, -1, HEAD_DIM]), name=f"{name}.repeated")
+        return self.node(
+            "Reshape", x, self.constant(f"{name}.flat", [0, self.heads, -1, HEAD_DIM]), name=f"{name}.repeated"
+        )
 
     def attention(self, x: str, bias: str, base: str) -> str:
         widths = {"q": self.heads, "k": self.groups, "v": self.groups}
         q, k, v = (
             self.split(
-                self.node("MatMul", x, self.weight(f"{base}.{part}.weight", HIDDEN, heads * HEAD_DIM), name=f"{base}.{part}"),
+                self.node(
+                    "MatMul", x, self.weight(f"{base}.{part}.weight", HIDDEN, heads * HEAD_DIM), name=f"{base}.{part}"
+                ),
                 f"{base}.{part}",
                 heads,
             )
@@ -85,7 +89,9 @@ class TinyTransformer:
         mixed = self.node("Transpose", mixed, name=f"{base}.back", perm=[0, 2, 1, 3])
         joined = self.constant(f"{base}.joined.shape", [0, 0, self.heads * HEAD_DIM])
         mixed = self.node("Reshape", mixed, joined, name=f"{base}.joined")
-        return self.node("MatMul", mixed, self.weight(f"{base}.o.weight", self.heads * HEAD_DIM, HIDDEN), name=f"{base}.o")
+        return self.node(
+            "MatMul", mixed, self.weight(f"{base}.o.weight", self.heads * HEAD_DIM, HIDDEN), name=f"{base}.o"
+        )
 
     def feed_forward(self, x: str, base: str) -> str:
         x = self.node("MatMul", x, self.weight(f"{base}.up.weight", HIDDEN, FFN), name=f"{base}.up")
@@ -104,13 +110,18 @@ class TinyTransformer:
             self.node("Unsqueeze", table, self.constant("table.axes", [1]), name="table.heads")
         for i in range(BLOCKS):
             base = f"h.{i}"
-            x = self.node("Add", x, self.attention(self.norm(x, f"{base}.ln_1"), bias, f"{base}.attn"), name=f"{base}.mid")
+            x = self.node(
+                "Add", x, self.attention(self.norm(x, f"{base}.ln_1"), bias, f"{base}.attn"), name=f"{base}.mid"
+            )
             x = self.node("Add", x, self.feed_forward(self.norm(x, f"{base}.ln_2"), f"{base}.mlp"), name=f"{base}.out")
         x = self.node("MatMul", self.norm(x, "ln_f"), self.weight("head.weight", HIDDEN, VOCAB), name="logits")
         graph = helper.make_graph(
             self.nodes,
             "tiny",
-            [helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "sequence"]) for n in ("input_ids", "attention_mask")],
+            [
+                helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "sequence"])
+                for n in ("input_ids", "attention_mask")
+            ],
             [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["batch", "sequence", VOCAB])],
             self.initializers,
         )

@@ -62,7 +62,10 @@ def test_the_same_plan_twice_gives_the_same_bytes(cli, model, tmp_path):
 
 def test_a_plan_of_another_parent_is_applied_where_its_names_fit(cli, model, tmp_path):
     plan = written(
-        tmp_path / "plan.json", parent="0" * 64, keep={"hidden": [0, 1, 2], "decoder.blocks.0.ffn": [0]}, drop=["blocks.9.ffn"]
+        tmp_path / "plan.json",
+        parent="0" * 64,
+        keep={"hidden": [0, 1, 2], "decoder.blocks.0.ffn": [0]},
+        drop=["blocks.9.ffn"],
     )
     ended = cli("apply", plan, model, "-o", tmp_path / "child.onnx")
     assert ended.code == 0 and (tmp_path / "child.onnx").exists()

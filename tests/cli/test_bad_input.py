@@ -57,7 +57,11 @@ def test_kv_heads_that_do_not_divide(refused, grouped, tmp_path, target, message
 
 @pytest.mark.parametrize(
     "metric",
-    [("--hidden", 6), ("--layers", 2, "--blocks-by", "block_influence"), ("--hidden", 6, "--by", "first", "--rescale", "norm_gain")],
+    [
+        ("--hidden", 6),
+        ("--layers", 2, "--blocks-by", "block_influence"),
+        ("--hidden", 6, "--by", "first", "--rescale", "norm_gain"),
+    ],
     ids=str,
 )
 def test_a_metric_that_needs_samples_without_samples(refused, model, tmp_path, metric):
@@ -66,7 +70,9 @@ def test_a_metric_that_needs_samples_without_samples(refused, model, tmp_path, m
 
 
 def test_samples_from_two_places(refused, model, data, tmp_path):
-    assert "not both" in refused("subclone", model, "--hidden", 6, "--data", data, "--stats", data, "-o", tmp_path / "child.onnx")
+    assert "not both" in refused(
+        "subclone", model, "--hidden", 6, "--data", data, "--stats", data, "-o", tmp_path / "child.onnx"
+    )
 
 
 def test_statistics_of_another_parent(cli, refused, model, grouped, data, tmp_path):
@@ -86,8 +92,14 @@ def test_what_is_no_statistics_file(refused, model, data, tmp_path):
     ("change", "message"),
     [
         (lambda samples: samples.pop("attention_mask"), "lacks the input 'attention_mask'"),
-        (lambda samples: samples.update(attention_masc=samples.pop("attention_mask")), "did you mean 'attention_mask'?"),
-        (lambda samples: samples.update(input_ids=samples["input_ids"].astype(np.float32)), "has type float32; the model wants int64"),
+        (
+            lambda samples: samples.update(attention_masc=samples.pop("attention_mask")),
+            "did you mean 'attention_mask'?",
+        ),
+        (
+            lambda samples: samples.update(input_ids=samples["input_ids"].astype(np.float32)),
+            "has type float32; the model wants int64",
+        ),
         (lambda samples: samples.update(input_ids=samples["input_ids"][0]), "of rank 1; the model wants"),
         (lambda samples: samples.update(input_ids=samples["input_ids"].astype(str)), "give numbers"),
         (lambda samples: samples.update({k: v[:0] for k, v in samples.items()}), "holds no samples"),

@@ -91,7 +91,13 @@ def test_an_operator_that_onnxruntime_lacks_can_be_shown_and_cut_but_not_run(cli
 
 @pytest.mark.parametrize(
     "arguments",
-    [["frobnicate"], ["show"], ["show", "a.onnx", "--colour"], ["subclone", "a.onnx"], ["calibrate", "a.onnx", "-o", "b"]],
+    [
+        ["frobnicate"],
+        ["show"],
+        ["show", "a.onnx", "--colour"],
+        ["subclone", "a.onnx"],
+        ["calibrate", "a.onnx", "-o", "b"],
+    ],
     ids=" ".join,
 )
 def test_wrong_usage(capsys, arguments):
