@@ -25,7 +25,8 @@ ATTENTION_OPS = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 @dataclass(frozen=True, slots=True)
 class Half:
-    """A residual branch: `kind` is attention, cross_attention or ffn; `entry` and `exit` are tensors of the stream."""
+    """A residual branch: `kind` is attention, cross_attention or ffn; `entry` and `exit` are tensors of the stream;
+    `nodes` are the numbers of its nodes in the axis typing."""
 
     kind: str
     entry: str
@@ -73,7 +74,7 @@ def find_stacks(graph: gs.Graph, typing: AxisTyping) -> tuple[Stack, ...]:
     found = []
     for root, runs in chosen.items():
         runs.sort(key=lambda run: flow.order.get(run[0].exit, -1))
-        blocks = _numbered([block for run in runs for block in _group(run)])
+        blocks = _numbered([block for run in runs for block in _group(run)], flow)
         states = [state for run in runs for state in (run[0].entry, *(half.exit for half in run))]
         if blocks:
             found.append((root, tuple(states), blocks))
@@ -112,22 +113,37 @@ def _merge_branches(found: list, branches: dict[str, tuple[int, int]]) -> list:
     return merged
 
 
-def _numbered(blocks: Sequence[Block]) -> tuple[Block, ...]:
-    return tuple(Block(i, block.entry, block.exit, block.halves) for i, block in enumerate(blocks))
+def _numbered(blocks: Sequence[Block], flow: "_Flow") -> tuple[Block, ...]:
+    """Count blocks through, and let their halves speak of nodes instead of steps."""
+
+    def of_nodes(half: Half) -> Half:
+        return Half(half.kind, half.entry, half.exit, tuple(sorted({flow.number[i] for i in half.nodes})))
+
+    return tuple(Block(i, b.entry, b.exit, tuple(map(of_nodes, b.halves))) for i, b in enumerate(blocks))
 
 
 class _Flow:
-    """The data flow among typed nodes: producers, consumers, what descends from which root."""
+    """The data flow among typed nodes: what each step reads and gives, and what descends from which root.
+
+    A step is a node, but for one that adds and normalises at once (SkipLayerNormalization): that is two, so that the
+    sum it gives on is a point of the stream.
+    """
 
     def __init__(self, graph: gs.Graph, typing: AxisTyping):
         self.typing = typing
-        self.nodes: Sequence[TypedNode] = [n for n in typing.nodes if n.constrains and n.text]
+        self.nodes: list[TypedNode] = []
+        self.number: list[int] = []  # of each step's node among all nodes
+        self.reads: list[list[str]] = []
+        self.gives: list[list[str]] = []
+        for number, node in enumerate(typing.nodes):
+            if node.constrains and node.text:
+                self._add_steps(number, node)
         self.order: dict[str, int] = {}
         self.consumers: dict[str, list[int]] = defaultdict(list)
-        for i, node in enumerate(self.nodes):
-            for tensor in node.op.node.outputs:
-                self.order[tensor.name] = i
-            for name in {t.name for t in node.op.node.inputs if not isinstance(t, gs.Constant) and not t.is_empty()}:
+        for i, names in enumerate(self.gives):
+            self.order.update((name, i) for name in names)
+        for i, names in enumerate(self.reads):
+            for name in names:
                 self.consumers[name].append(i)
         self.outputs = [t.name for scope in walk(graph) for t in scope.outputs]
         self.contractions = [contraction_of(node) for node in self.nodes]
@@ -135,12 +151,24 @@ class _Flow:
         self.images = {t.name for t in graph.inputs if t.shape is not None and len(t.shape) == 4}
         self.roots, self.raw_of = self._find_roots(graph)
 
+    def _add_steps(self, number: int, node: TypedNode) -> None:
+        reads = [t.name for t in node.op.node.inputs if not isinstance(t, gs.Constant) and not t.is_empty()]
+        gives = [t.name for t in node.op.node.outputs if t.name]
+        steps = [(list(dict.fromkeys(reads)), gives)]
+        if is_fused_sum(node.op.node):
+            total = node.op.node.outputs[3].name
+            steps = [(steps[0][0], [total]), ([total], [name for name in gives if name != total])]
+        for inputs, outputs in steps:
+            self.nodes.append(node)
+            self.number.append(number)
+            self.reads.append(inputs)
+            self.gives.append(outputs)
+
     def outputs_of(self, index: int) -> list[str]:
-        return [t.name for t in self.nodes[index].op.node.outputs if t.name]
+        return self.gives[index]
 
     def inputs_of(self, index: int) -> list[str]:
-        node = self.nodes[index].op.node
-        return [t.name for t in node.inputs if not isinstance(t, gs.Constant) and not t.is_empty()]
+        return self.reads[index]
 
     def _find_roots(self, graph: gs.Graph) -> tuple[list[str], dict[str, set[str]]]:
         """Return the first tensors that mix data with a matrix, and float inputs that carry a free width."""
@@ -234,6 +262,12 @@ class _Flow:
                 seen.add(i)
                 waiting.extend(self.inputs_of(i))
         return seen
+
+
+def is_fused_sum(node: gs.Node) -> bool:
+    """Tell whether a node adds to the stream, gives the sum on and normalises it, all at once."""
+    fused = node.op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+    return fused and len(node.outputs) > 3 and bool(node.outputs[3].name)
 
 
 def _has_matrix(node: TypedNode) -> bool:

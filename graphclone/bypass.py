@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis
-from graphclone.blocks import Block, Stack
+from graphclone.blocks import Block, Stack, is_fused_sum
 from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.plan import Cut
@@ -81,6 +81,8 @@ def _remove_outputs(graph: gs.Graph, lost: set[str]) -> None:
 
 def _rewire(graph: gs.Graph, exit: gs.Tensor, entry: gs.Tensor) -> None:
     """Let everything that reads the exit read the entry; an output of the graph keeps its name."""
+    if is_fused_sum(exit.inputs[0]):
+        _unfuse(graph, exit.inputs[0], entry)
     for consumer in list(exit.outputs):
         exchange_input(consumer, exit, entry)
     if not any(tensor is exit for tensor in graph.outputs):
@@ -89,6 +91,19 @@ def _rewire(graph: gs.Graph, exit: gs.Tensor, entry: gs.Tensor) -> None:
     position = next(i for i, tensor in enumerate(producer.outputs) if tensor is exit)
     producer.outputs[position] = gs.Variable(f"{exit.name}_dropped", exit.dtype)
     graph.nodes.append(gs.Node("Identity", f"{exit.name}_kept", {}, [entry], [exit]))
+
+
+def _unfuse(graph: gs.Graph, node: gs.Node, entry: gs.Tensor) -> None:
+    """Where a node that adds and normalises no longer adds, normalise the entry alone."""
+    layer = node.op == "SkipLayerNormalization"
+    weights = [tensor for tensor in node.inputs[2 : 4 if layer else 3] if not tensor.is_empty()]
+    attributes = {"epsilon": node.attrs.get("epsilon", 1e-12 if layer else 1e-6), "axis": -1}
+    kind = "LayerNormalization" if layer else "SimplifiedLayerNormalization"
+    normalised = node.outputs[0]
+    alone = gs.Node(kind, f"{node.name}_alone", attributes, [entry, *weights], [])
+    node.outputs[0] = gs.Variable(f"{normalised.name}_dropped", normalised.dtype)
+    alone.outputs.append(normalised)
+    graph.nodes.insert(next(i for i, other in enumerate(graph.nodes) if other is node), alone)
 
 
 def exchange_input(node: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:

@@ -67,7 +67,7 @@ class _Namer:
         self.typing = typing
         self.stacks = stacks
         self.graph = graph
-        self.nodes: list[TypedNode] = [n for n in typing.nodes if n.constrains and n.text]
+        self.nodes: list[TypedNode] = typing.nodes
         self.contractions: list[Contraction | None] = [contraction_of(node) for node in self.nodes]
         self.found: dict[tuple, _Found] = {}
         self.taken: set[int] = set()  # leaves that a named dimension speaks of

@@ -32,7 +32,7 @@ def contraction_of(node: TypedNode) -> Contraction | None:
     """Return how a node contracts, or None; com.microsoft.Attention contracts its input with its weight."""
     op = node.op
     packed = op.type == "Attention" and op.domain == "com.microsoft"
-    if op.type not in CONTRACTING and not packed:
+    if not node.text or not node.constrains or (op.type not in CONTRACTING and not packed):
         return None
     signature = parse(node.text)
     second = 3 if op.type == "QLinearMatMul" else 1
