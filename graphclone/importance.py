@@ -32,7 +32,7 @@ class Metric:
         return self.score is not None
 
     def __call__(self, statistics: Statistics, tap: Tap | str) -> np.ndarray:
-        """Return the scores of one tap, fp64 [size]. Raises: InputError for a metric of positions, or scores not finite."""
+        """Return the scores of one tap, fp64 [size]. Raises: InputError where there are none, or one is not finite."""
         if self.score is None:
             raise InputError(f"the metric '{self.name}' looks at positions and gives no scores")
         scores = np.asarray(self.score(statistics, tap), np.float64)

@@ -52,15 +52,15 @@ def open_data(data: Data, model: Model, *, batch_size: int | None = None, batche
     """Return the batches of any form of data.
 
     data: one of
-        - a .npz or .safetensors file, or a mapping, of one array per input, axis 0 the sample (a .npy file where there is
-          a single input); an input without a batch axis is stored once,
+        - a .npz or .safetensors file, or a mapping, of one array per input, axis 0 the sample (a .npy file where there
+          is a single input); an input without a batch axis is stored once,
         - a folder, each of whose files is one ready batch, in the order of names,
         - an iterable of ready batches, or of samples (Hugging Face datasets): mappings, or bare arrays where there is a
           single input.
     batch_size: samples per batch; default 8, or the model's static batch. A static batch that data does not fill is
         filled with its last sample, which counts nothing.
     batches: stop after so many.
-    Raises: InputError where data is missing, damaged, empty, or does not fit the inputs; batches are checked one by one.
+    Raises: InputError where data is missing, damaged, empty, or does not fit the inputs; checked batch by batch.
 
     Example:
         >>> open_data({"input_ids": np.zeros((20, 6), np.int64)}, model).total  # doctest: +SKIP

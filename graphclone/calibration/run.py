@@ -80,6 +80,8 @@ def measure(
             return total
     if total is None:
         raise InputError("the data is empty; give at least one batch")
+    if meter is None:
+        store.check(total, skipped)
     store.remove()
     return total
 
