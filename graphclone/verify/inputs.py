@@ -37,7 +37,8 @@ def candidates(model: Model, typing: AxisTyping, seed: int = 0) -> Iterator[tupl
 def synthesise(model: Model, typing: AxisTyping, sizes: Mapping[str, Size], probe: int, seed: int = 0) -> Feeds:
     """Return feeds of one probe: the first has masks of ones, the second ends a row in padding.
 
-    Ids are below what the typing says they index. Integers that index nothing count as masks: they only compare.
+    Ids are below what the typing says they index. A single truth value is true, then false. Integers that index
+    nothing count as masks: they only compare.
     """
     upper = {name: min(axis.size) for name, axis in typing.index_axes.items()}
     masks = [
@@ -46,7 +47,14 @@ def synthesise(model: Model, typing: AxisTyping, sizes: Mapping[str, Size], prob
         if tensor.name not in upper and not is_float(tensor) and "position" not in tensor.name and tensor.shape
     ]
     settled = {name: size[probe] for name, size in sizes.items()}
-    return made_up(model, settled, upper=upper, masks=masks, padded=probe == 1, seed=2 * seed + probe)
+    feeds = made_up(model, settled, upper=upper, masks=masks, padded=probe == 1, seed=2 * seed + probe)
+    switches = {name: np.full_like(array, probe == 0) for name, array in feeds.items() if _is_switch(array)}
+    return feeds | switches
+
+
+def _is_switch(array: np.ndarray) -> bool:
+    """Tell whether an input chooses a branch, as `use_cache_branch` does."""
+    return array.dtype == bool and array.ndim <= 1 and array.size == 1
 
 
 def is_float(tensor: gs.Tensor) -> bool:
