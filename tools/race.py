@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from train_parent import Text, cosine, loss_of, optimiser_for, validate
 
-RATES = (4e-3, 8e-3, 1.6e-2)
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 BATCH = 8  # windows of `context` characters
 EVERY = 20  # steps between two validations
 

@@ -176,7 +176,7 @@ def optimiser_for(model: nn.Module, rate: float, decay: float = 0.1) -> torch.op
         {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": decay},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)
 
 
 def cosine(step: int, steps: int, warm_up: int) -> float:
