@@ -28,7 +28,8 @@ DECIDING = (ROOT / "pyproject.toml", CONSTRAINTS)
 
 def ensure(extra: str) -> Path:
     """Return the Python of an environment that holds graphclone, editable, and what `extra` ("test", "demo") needs."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in DECIDING) + f"{ROOT} {sys.version}".encode()).hexdigest()
+    deciding = [f"{ROOT} {sys.version}".encode(), *(path.read_bytes() for path in DECIDING)]
+    digest = hashlib.sha256(b"".join(deciding)).hexdigest()
     installed = _installed(digest)
     if extra in installed:
         return PYTHON
