@@ -57,7 +57,7 @@ def write_page(arms, result: dict, path: Path) -> None:
     """Write one HTML file that needs nothing beside it: the drawing as SVG, the table, what both children write."""
     figure = draw(arms, result)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
     svg = buffer.getvalue()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
