@@ -9,7 +9,7 @@ from graphclone.analysis import Analysis
 from graphclone.cli import rows
 from graphclone.cli.description import parameters
 from graphclone.cli.overview import interface
-from graphclone.cli.terminal import count, out, size, spans, table
+from graphclone.cli.terminal import count, print_table, size, spans, table
 from graphclone.model import Model
 from graphclone.plan import Cut, Plan, resolve
 
@@ -33,7 +33,6 @@ def print_difference(parent: Model, child: Model, plan: Plan, analysis: Analysis
     """
     cut = resolve(plan, analysis)
     changes = [*size_changes(analysis, cut), *block_changes(analysis, cut), *_halves(plan)]
-    console = out()
     grid = table(("dimension", "name"), ("parent", "number"), ("child", "number"), ("", "text"))
     for change in changes:
         grid.add_row(Text(change.name, "green"), change.before, Text(change.after, "bold"), change.note)
@@ -42,15 +41,13 @@ def print_difference(parent: Model, child: Model, plan: Plan, analysis: Analysis
     grid.add_section()
     for change in (_parameters(parent, child), _bytes(parent, child)):
         grid.add_row(change.name, change.before, Text(change.after, "bold"), change.note)
-    console.print(grid)
-    console.print()
+    print_table(grid)
     changed = interface_changes(parent, child)
     if changed:
         grid = table(("interface that changed", "name"), ("parent", "text"), ("child", "text"))
         for change in changed:
             grid.add_row(change.name, change.before, change.after)
-        console.print(grid)
-        console.print()
+        print_table(grid)
 
 
 def size_changes(analysis: Analysis, cut: Cut) -> list[Change]:

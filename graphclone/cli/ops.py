@@ -15,7 +15,7 @@ def command() -> None:
     """
     from graphclone.axes import load_rules
     from graphclone.axes.registry import RULES
-    from graphclone.cli.terminal import out, plural, table
+    from graphclone.cli.terminal import out, plural, print_table, table
 
     load_rules()
     groups: dict[tuple, list[str]] = defaultdict(list)
@@ -24,8 +24,7 @@ def command() -> None:
     grid = table(("operators", "text"), ("signature", "text"))
     for (domain, signature), names in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]), item[1])):
         grid.add_row(", ".join(f"{domain}.{name}" if domain else name for name in sorted(names)), _text(signature))
-    out().print(grid)
-    out().print()
+    print_table(grid)
     out().print(plural(len(RULES), "operator"))
 
 

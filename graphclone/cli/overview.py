@@ -3,8 +3,6 @@
 import itertools
 
 import onnx_graphsurgeon as gs
-from rich.console import RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -12,7 +10,7 @@ from graphclone.analysis import Analysis
 from graphclone.blocks import Block, Stack
 from graphclone.cli import rows
 from graphclone.cli.description import parameters, producer, type_name
-from graphclone.cli.terminal import count, out, plural, size, spans, table
+from graphclone.cli.terminal import count, out, plural, print_table, size, spans, table
 from graphclone.dtypes import is_float
 from graphclone.model import Model
 
@@ -21,10 +19,12 @@ LISTED = 8  # nodes without a rule that are named
 
 def print_overview(model: Model, analysis: Analysis) -> None:
     """Print what `graphclone show` shows."""
-    console = out()
-    for part in (_head(model), _facts(model, analysis), *_dimensions(analysis), *_unknown(analysis)):
-        console.print(part)
-        console.print()
+    out().print(_head(model), end="\n\n")
+    out().print(_facts(model, analysis))
+    out().print()
+    for grid in _dimensions(analysis):
+        print_table(grid)
+    _print_unknown(analysis)
 
 
 def interface(tensor: gs.Tensor) -> str:
@@ -76,10 +76,10 @@ def _stack(stack: Stack) -> list[tuple[str, str, str]]:
     return found
 
 
-def _dimensions(analysis: Analysis) -> list[RenderableType]:
+def _dimensions(analysis: Analysis) -> list[Table]:
     free = [dimension for dimension in analysis.dimensions if dimension.locked is None]
     locked = [dimension for dimension in analysis.dimensions if dimension.locked is not None]
-    parts: list[RenderableType] = []
+    parts = []
     if free:
         grid = table(("can be cut", "name"), ("size", "number"), ("weights", "number"), ("", "text"))
         for row in rows.group(free):
@@ -87,7 +87,7 @@ def _dimensions(analysis: Analysis) -> list[RenderableType]:
             grid.add_row(Text(row.name, "green"), rows.between(row.sizes), rows.between(row.weights), note)
         parts.append(grid)
     else:
-        parts.append(Text("Nothing here can be cut.", style="bold"))
+        parts.append(table(("nothing here can be cut", "name")))
     if locked:
         grid = table(("cannot be cut", "name"), ("size", "number"), ("because", "text"))
         for row in rows.group(locked):
@@ -96,12 +96,14 @@ def _dimensions(analysis: Analysis) -> list[RenderableType]:
     return parts
 
 
-def _unknown(analysis: Analysis) -> list[RenderableType]:
+def _print_unknown(analysis: Analysis) -> None:
     nodes = analysis.typing.unknown
     if not nodes:
-        return []
-    text = Text(
+        return
+    out().print(
         f"{plural(len(nodes), 'node')} without an axis rule; the axes they touch are locked:", style="bold yellow"
     )
-    names = [*nodes[:LISTED], *([f"and {count(len(nodes) - LISTED)} more"] if len(nodes) > LISTED else [])]
-    return [text, Padding("\n".join(names), (0, 0, 0, 2))]
+    for node in nodes[:LISTED]:
+        out().print(f"  {node}", soft_wrap=True)
+    if len(nodes) > LISTED:
+        out().print(f"  and {count(len(nodes) - LISTED)} more")

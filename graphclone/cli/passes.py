@@ -11,7 +11,7 @@ def command() -> None:
     """List the passes that `graphclone run` can combine, with their options and defaults."""
     from rich.text import Text
 
-    from graphclone.cli.terminal import out, table
+    from graphclone.cli.terminal import print_table, table
     from graphclone.pipeline import passes
 
     grid = table(("pass", "name"), ("what it decides", "text"))
@@ -19,7 +19,7 @@ def command() -> None:
         fields = [f"{item.name}={_default(item)}" for item in dataclasses.fields(kind)]
         first = (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
         grid.add_row(Text(name, "green"), Text(first).append(f"\n{{{' '.join(fields)}}}", style="dim"))
-    out().print(grid)
+    print_table(grid)
 
 
 def _default(item: dataclasses.Field) -> str:

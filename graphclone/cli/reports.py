@@ -2,7 +2,7 @@
 
 from rich.text import Text
 
-from graphclone.cli.terminal import out, plural, table
+from graphclone.cli.terminal import out, plural, print_table, table
 from graphclone.verify.report import Check, Report
 
 
@@ -12,8 +12,7 @@ def print_report(report: Report) -> None:
     for check in report.checks:
         result = Text("ok", "green") if check.ok else Text("FAIL", "bold red")
         grid.add_row(check.name, result, _figure(check.figure), _figure(check.tolerance), check.where)
-    out().print(grid)
-    out().print()
+    print_table(grid)
     passed = len(report.checks) - len(report.failed)
     out().print(f"{passed} of {plural(len(report.checks), 'check')} passed")
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from graphclone.axes.axis import Axis, find
+from graphclone.axes.axis import describe, find
 from graphclone.blocks import Stack
 from graphclone.cli.terminal import plural, spans
 from graphclone.dimensions import Dimension
@@ -120,11 +120,7 @@ def _structure(row: Row) -> str:
     parts = [find(part) for part in axis.parts]
     if len(parts) == 2 and parts[0] is parts[1]:
         return f"in pairs (i, i+{parts[0].size[0]})"
-    return "parts " + " + ".join(_size(part) for part in parts)
-
-
-def _size(axis: Axis) -> str:
-    return str(axis.size[0])
+    return f"built as {describe(axis)[1:-1]}"
 
 
 def _least(row: Row) -> str:

@@ -23,7 +23,7 @@ def line(node: TypedNode, names: dict[int, str]) -> str:
 
 
 def axis_names(analysis: Analysis) -> dict[int, str]:
-    """Return names of axes by id: each dimension's; an atom it repeats is `name/2`, those it joins `name.0`, `name.1`."""
+    """Return names of axes by id: each dimension's; an atom it repeats is `name/2`, one it joins `name.0`."""
     names: dict[int, str] = {}
     for dimension in analysis.dimensions:
         for axis in dimension.axes:

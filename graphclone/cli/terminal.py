@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+LONGEST_NAME = 44  # a first column is not wrapped up to so many characters
+
 
 class OutputClosed(Exception):
     """Whoever read our output has stopped reading, as `head` does."""
@@ -28,21 +30,29 @@ def err() -> Console:
     return _Console(stderr=True, highlight=False, emoji=False, markup=False)
 
 
-def table(*columns: tuple[str, str], title: str = "") -> Table:
-    """Return an empty table without lines: bold heads, one blank row under it.
+def table(*columns: tuple[str, str]) -> Table:
+    """Return an empty table without lines under bold heads; `print_table` prints it.
 
-    columns: (head, kind) with kind `name` (never wrapped), `number` (to the right) or `text` (wrapped at words).
+    columns: (head, kind) with kind `name` (wrapped only where very long), `number` (to the right) or `text` (wrapped at
+    words).
     """
-    result = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold", title_justify="left")
+    result = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for head, kind in columns:
         result.add_column(
             Text(head),
             justify="right" if kind == "number" else "left",
             no_wrap=kind == "number",
             overflow="fold",
-            min_width=None,
         )
     return result
+
+
+def print_table(grid: Table) -> None:
+    """Print a table and a blank line; where it is too wide, its first column is the last to be wrapped."""
+    first = grid.columns[0]
+    first.min_width = min(LONGEST_NAME, max(len(str(cell)) for cell in (first.header, *first.cells)))
+    out().print(grid)
+    out().print()
 
 
 def count(number: int) -> str:
