@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, inliner
+from onnx import ModelProto, OperatorSetIdProto, TensorProto, inliner
 from onnx.helper import tensor_dtype_to_field
 
 from graphclone import wire
@@ -91,6 +91,7 @@ def inlined(proto: ModelProto, name: str) -> ModelProto:
     """Return the model with calls of its local functions replaced by their bodies."""
     if not proto.functions:
         return proto
+    proto = _with_one_version(proto)
     try:
         result = inliner.inline_local_functions(proto, convert_version=False)
         if result.functions:
@@ -103,6 +104,29 @@ def inlined(proto: ModelProto, name: str) -> ModelProto:
             "export the model without functions"
         )
     return result
+
+
+def _with_one_version(proto: ModelProto) -> ModelProto:
+    """Return the model with its functions' own domains imported at one version.
+
+    The version of a domain that only the model's functions define says nothing, yet the inliner leaves calls alone
+    where the model and a function's body state different ones.
+    """
+    stated = {item.domain: item.version for item in proto.opset_import}
+    own = {function.domain for function in proto.functions} - {"", "ai.onnx"}
+
+    def differs(item: OperatorSetIdProto) -> bool:
+        return item.domain in own and item.version != stated.get(item.domain, item.version)
+
+    if not any(differs(item) for function in proto.functions for item in function.opset_import):
+        return proto
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    for function in copy.functions:
+        for item in function.opset_import:
+            if differs(item):
+                item.version = stated[item.domain]
+    return copy
 
 
 def _check_is_file(path: Path) -> None:

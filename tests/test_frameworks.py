@@ -1,0 +1,76 @@
+"""Cut exports of other frameworks' transformers; each child computes what the framework's own smaller model does."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from graphclone.analysis import Analysis, analyse
+from graphclone.model import Model, load
+from graphclone.plan import Plan
+from graphclone.surgery import apply
+
+FOLDER = Path(__file__).parent / "fixtures"
+FIXTURES = sorted(str(file.relative_to(FOLDER).with_suffix("")) for file in FOLDER.glob("*/*.onnx") if file.with_suffix(".npz").exists())
+KNOWN_GAPS: dict[str, dict[str, str]] = {}
+
+
+@cache
+def expected(fixture: str) -> dict[str, np.ndarray]:
+    with np.load((FOLDER / fixture).with_suffix(".npz")) as arrays:
+        return dict(arrays)
+
+
+def cases_of(fixture: str) -> list[dict]:
+    return json.loads(str(expected(fixture)["cases"]))
+
+
+@cache
+def parent_of(fixture: str) -> tuple[Model, Analysis]:
+    model = load((FOLDER / fixture).with_suffix(".onnx"))
+    return model, analyse(model)
+
+
+def distance(model: Model, fixture: str, prefix: str) -> float:
+    """Return the largest relative difference of a model's outputs and the expected ones."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    data = model.to_proto().SerializeToString()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    arrays = expected(fixture)
+    feeds = {tensor.name: arrays[f"input:{tensor.name}"] for tensor in session.get_inputs()}
+    names = [tensor.name for tensor in session.get_outputs()]
+    worst = 0.0
+    for name, computed in zip(names, session.run(None, feeds)):
+        reference = arrays[f"{prefix}:{name}"]
+        assert computed.shape == reference.shape
+        worst = max(worst, float(np.abs(computed - reference).max() / np.abs(reference).max()))
+    return worst
+
+
+def parameters() -> list:
+    listed = []
+    for fixture in FIXTURES:
+        gaps = KNOWN_GAPS.get(fixture, {})
+        for number, case in enumerate(cases_of(fixture)):
+            reason = gaps.get(case["label"], gaps.get("*"))
+            marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
+            listed.append(pytest.param(fixture, number, id=f"{fixture}-{case['label'].replace(' ', '_')}", marks=marks))
+    return listed
+
+
+@pytest.mark.parametrize("fixture", FIXTURES)
+def test_parent(fixture: str) -> None:
+    assert distance(parent_of(fixture)[0], fixture, "output") < 1e-5
+
+
+@pytest.mark.parametrize(("fixture", "number"), parameters())
+def test_child(fixture: str, number: int) -> None:
+    model, analysis = parent_of(fixture)
+    case = cases_of(fixture)[number]
+    child = apply(model, Plan.from_json({key: value for key, value in case.items() if key != "label"}), analysis)
+    assert distance(child, fixture, f"case:{number}") < 1e-5
