@@ -5,8 +5,9 @@ import os
 import platform
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 import click
@@ -24,8 +25,24 @@ DEBUG = "GRAPHCLONE_DEBUG"
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; errors go to stderr."""
-    with contextlib.suppress(ValueError):  # only the main thread may set it; files are cleaned up as after Ctrl-C
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    with _terminable():
+        return _run(arguments)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM clean up as Ctrl-C does; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         result = group.main(arguments, prog_name="graphclone", standalone_mode=False)
         sys.stdout.flush()
