@@ -12,8 +12,8 @@ from graphclone.model import Model
 from graphclone.plan import Cut
 
 
-def bypass(child: Model, analysis: Analysis, cut: Cut) -> None:
-    """Remove the dropped blocks and half blocks of a cut from the child's graph."""
+def bypass(child: Model, analysis: Analysis, cut: Cut, renumber: bool = True) -> None:
+    """Remove the dropped blocks and half blocks of a cut from the child's graph, and number the others anew."""
     dropped = [
         same
         for stack in analysis.stacks
@@ -29,7 +29,7 @@ def bypass(child: Model, analysis: Analysis, cut: Cut) -> None:
         remove_dead(graph)
     for stack in analysis.stacks:
         kept = cut.blocks[stack.prefix]
-        if len(kept) < len(stack.blocks):
+        if renumber and len(kept) < len(stack.blocks):
             _renumber(child, numbering[stack.prefix], kept)
             child.metadata[f"graphclone.blocks.{stack.prefix}".rstrip(".")] = ",".join(map(str, kept))
 

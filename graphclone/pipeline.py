@@ -12,6 +12,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from graphclone.analysis import Analysis, analyse
 from graphclone.calibration.statistics import Statistics
 from graphclone.errors import CutError, InputError
@@ -27,8 +29,9 @@ GROUP = "graphclone.passes"
 class Context:
     """What a pass may ask for beside the parent, the plan and the statistics.
 
-    analysis: of the parent. seed: for random choices. notes: lines a pass tells the user. data: feeds, where a pass
-    measures by itself.
+    analysis: of the parent. seed: for random choices. notes: lines a pass tells the user. data: samples, where a pass
+    measures by itself. progress: whether it shows bars. bases: {key of an axis: [d, d'] matrix} where a pass changed the
+    basis of an axis instead of picking indices.
     """
 
     parent: Model
@@ -36,6 +39,8 @@ class Context:
     seed: int = 0
     notes: list[str] = field(default_factory=list)
     data: object = None
+    progress: bool = False
+    bases: dict[tuple, np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def readings(self) -> dict[str, tuple[Reading, ...]]:
@@ -160,16 +165,17 @@ class Pipeline:
         data: object = None,
         seed: int = 0,
         analysis: Analysis | None = None,
+        native_constants: bool = False,
     ) -> Result:
         """Run the passes and apply the plan; the child's metadata say how it was made.
 
-        analysis: of the parent, where it is at hand.
+        analysis: of the parent, where it is at hand. native_constants: as in `surgery.apply`.
         """
         if stats is not None:
             stats.check(parent)
         context = Context(parent, analysis or analyse(parent), seed, data=data)
         plan = self.plan(parent, stats, context)
-        child = apply(parent, plan, context.analysis)
+        child = apply(parent, plan, context.analysis, native_constants)
         child.metadata["graphclone.pipeline"] = self.text()
         return Result(plan, child, tuple(context.notes))
 

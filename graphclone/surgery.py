@@ -21,23 +21,26 @@ from graphclone.bypass import bypass, exchange_input
 from graphclone.errors import CutError
 from graphclone.graphs import walk
 from graphclone.model import Model
+from graphclone.native import check_tables, nodes_in_pairs, use_native_constants
 from graphclone.plan import Cut, Plan, resolve
 from graphclone.weights import Weight, weight_of
 
 CLAMPED = 1 << 30
 
 
-def apply(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
+def apply(model: Model, plan: Plan, analysis: Analysis | None = None, native_constants: bool = False) -> Model:
     """Return the child a plan describes; the parent stays as it is, and no weight is read.
 
-    analysis: of the model, where it is at hand. Raises: CutError for what the plan asks and the graph does not admit.
+    analysis: of the model, where it is at hand. native_constants: scalars that depend on a size become what the
+    framework's own smaller class computes, and neighbouring weights take the ratio (some are read for that).
+    Raises: CutError for what the plan asks and the graph does not admit.
 
     Example:
         child = apply(parent, Plan(keep={"hidden": range(0, 768, 2)}, blocks={"": (0, 5, 11)}))
     """
     analysis = analysis or analyse(model)
     cut = resolve(plan, analysis)
-    child = carry_out(cut, model, analysis, plan)
+    child = carry_out(cut, model, analysis, plan, native_constants=native_constants)
     if plan.parent or cut.indices or plan.blocks or plan.drop or plan.scale or plan.replace:
         child.metadata["graphclone.plan"] = json.dumps(_summary(plan, analysis), sort_keys=True)
         child.metadata["graphclone.parent"] = model.fingerprint
@@ -45,18 +48,29 @@ def apply(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
 
 
 def carry_out(
-    cut: Cut, model: Model, analysis: Analysis, plan: Plan = Plan(), onto: Model | None = None  # noqa: B008
+    cut: Cut,
+    model: Model,
+    analysis: Analysis,
+    plan: Plan = Plan(),  # noqa: B008
+    onto: Model | None = None,
+    native_constants: bool = False,
+    renumber: bool = True,
 ) -> Model:
     """Return what a cut makes of a model.
 
     plan: its scales and replacements. onto: a copy of the model with other weights, which is cut in its place.
+    native_constants: as in `apply`. renumber: whether kept blocks are numbered anew in names.
     """
+    if native_constants:
+        check_tables(analysis.typing, cut)
     child = (onto or model).copy()
     surgeon = _Surgeon(model, child, analysis, cut)
     surgeon.edit_weights(plan)
     surgeon.edit_sites()
     surgeon.edit_shapes()
-    bypass(child, analysis, cut)
+    bypass(child, analysis, cut, renumber)
+    if native_constants:
+        use_native_constants(child, nodes_in_pairs(analysis.typing, surgeon.nodes))
     return child
 
 

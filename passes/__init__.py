@@ -4,9 +4,10 @@
 """
 
 from passes.depth import Depth
+from passes.refit import Refit
 from passes.rescale import Rescale
 from passes.width import Width
 
-PASSES = (Depth, Width, Rescale)
+PASSES = (Depth, Width, Rescale, Refit)
 
-__all__ = ["PASSES", "Depth", "Rescale", "Width"]
+__all__ = ["PASSES", "Depth", "Refit", "Rescale", "Width"]
