@@ -63,7 +63,6 @@ def recipe(
     by: str = "mean_abs",
     blocks_by: str = "middle",
     rescale: str = "paper",
-    native_constants: bool = False,
     keep_heads: bool = False,
 ) -> str:
     """Return the pipeline's text for a set of targets.
@@ -80,8 +79,6 @@ def recipe(
     if any(width[key] is not None for key in ("hidden", "ffn", "heads", "kv_heads", "head_dim")):
         steps.append(("width", width | ({"keep_heads": True} if keep_heads else {})))
     steps.append(("rescale", {"mode": rescale}))
-    if native_constants:
-        steps.append(("native_constants", {}))
     return ",".join(f"{name}{{{_options(options)}}}" for name, options in steps).replace("{}", "")
 
 
@@ -92,20 +89,38 @@ def _options(options: Mapping[str, object]) -> str:
     return " ".join(f"{key}={value(entry)}" for key, entry in options.items() if entry is not None)
 
 
-def plan_subclone(parent: Model, stats: Statistics | None = None, *, seed: int = 0, data: object = None, **targets) -> Result:
+def plan_subclone(
+    parent: Model,
+    stats: Statistics | None = None,
+    *,
+    seed: int = 0,
+    data: object = None,
+    native_constants: bool = False,
+    **targets,
+) -> Result:
     """Decide and apply, and return the plan, the child and what the passes told; arguments as in `subclone`."""
-    return Pipeline.parse(recipe(**targets)).run(parent, stats, data=data, seed=seed)
+    steps = Pipeline.parse(recipe(**targets))
+    return steps.run(parent, stats, data=data, seed=seed, native_constants=native_constants)
 
 
-def subclone(parent: Model, stats: Statistics | None = None, *, seed: int = 0, data: object = None, **targets) -> Model:
+def subclone(
+    parent: Model,
+    stats: Statistics | None = None,
+    *,
+    seed: int = 0,
+    data: object = None,
+    native_constants: bool = False,
+    **targets,
+) -> Model:
     """Return a smaller model of the same family that keeps the parent's most important weights.
 
     stats: from `calibrate`; not needed where nothing is ranked by activations. Targets are sizes, as numbers, {stack:
     number}, or lists with one entry per kept block: hidden, ffn, heads, kv_heads, head_dim, layers, blocks.
     by, blocks_by, rescale: see the passes `width`, `depth`, `rescale`; the defaults are the recipe of arXiv 2312.09299.
+    native_constants: the child's scalars are those of the framework's own smaller class, weights take the ratio.
     Raises: CutError for a target the graph does not admit.
 
     Example:
         child = graphclone.subclone(parent, stats, hidden=384, layers=6, heads=6, ffn=1536)
     """
-    return plan_subclone(parent, stats, seed=seed, data=data, **targets).child
+    return plan_subclone(parent, stats, seed=seed, data=data, native_constants=native_constants, **targets).child

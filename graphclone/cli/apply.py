@@ -26,7 +26,6 @@ def command(
     from graphclone.cli.finish import check_outputs, finish
     from graphclone.cli.foreign import fitted
     from graphclone.model import load
-    from graphclone.pipeline import Context, Pipeline
     from graphclone.plan import Plan
     from graphclone.surgery import apply
 
@@ -36,8 +35,5 @@ def command(
     analysis = analyse(parent)
     if plan.parent and plan.parent != parent.fingerprint:
         plan = fitted(plan, analysis, plan_path, model)
-    if native_constants:
-        for step in Pipeline.parse("native_constants").passes:
-            plan = step.run(parent, plan, None, Context(parent, analysis))
-    child = apply(parent, plan, analysis)
+    child = apply(parent, plan, analysis, native_constants)
     finish(parent, child, plan, analysis, output, check=not no_verify, must_run=False)

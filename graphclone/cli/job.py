@@ -41,7 +41,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class Job:
-    """A parent, samples, and what to do with the child. check: whether to verify it."""
+    """A parent, samples, and what to do with the child.
+
+    verified: whether the child is checked. native_constants: as in `surgery.apply`.
+    """
 
     parent: Model
     samples: Samples
@@ -50,6 +53,7 @@ class Job:
     plan_out: Path | None = None
     verified: bool = True
     dry_run: bool = False
+    native_constants: bool = False
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -63,14 +67,24 @@ class Job:
             "rescale": "none" if targets["rescale"] == "norm_gain" else targets["rescale"],
         }
         steps = Pipeline.parse(recipe(**{**targets, **unmeasured}))
-        steps.plan(self.parent, None, Context(self.parent, self.analysis))
+        if self.native_constants and unmeasured["by"] == targets["by"]:  # it depends on which indices stay
+            steps.run(self.parent, analysis=self.analysis, native_constants=True)
+        else:
+            steps.plan(self.parent, None, Context(self.parent, self.analysis))
 
     def run(self, pipeline: str) -> None:
         """Measure, decide, cut, verify and write."""
         steps = Pipeline.parse(pipeline)
         check_outputs(None if self.dry_run else self.output, self.plan_out)
         stats = self.samples.read(self.parent, self.analysis)
-        result = steps.run(self.parent, stats, data=self.samples.data, seed=self.seed, analysis=self.analysis)
+        result = steps.run(
+            self.parent,
+            stats,
+            data=self.samples.data,
+            seed=self.seed,
+            analysis=self.analysis,
+            native_constants=self.native_constants,
+        )
         for note in result.notes:
             out().print(f"note      {note}", soft_wrap=True)
         if not self.dry_run:

@@ -52,6 +52,7 @@ def command(
     dry_run: bool,
     no_verify: bool,
     no_retie: bool,
+    native_constants: bool,
     provider: str,
     batches: int | None,
     batch_size: int | None,
@@ -79,6 +80,8 @@ def command(
     from graphclone.subclone import recipe
 
     samples = Samples(data, stats, {"provider": provider, "batches": batches, "batch_size": batch_size, "mask": mask})
-    job = Job(load(model, retie=not no_retie), samples, seed, output, plan_out, not no_verify, dry_run)
+    job = Job(
+        load(model, retie=not no_retie), samples, seed, output, plan_out, not no_verify, dry_run, native_constants
+    )
     job.check(targets)
     job.run(recipe(**targets))

@@ -27,6 +27,7 @@ def native(
     drop: Sequence[str] = (),
     *,
     seed: int | None = None,
+    native_scales: bool = False,
 ) -> nn.Module:
     """Return the family's model cut by a plan; `forward(*inputs)` returns a tuple of tensors.
 
@@ -35,17 +36,24 @@ def native(
     blocks: kept blocks, or stack name -> kept blocks.
     drop: half-blocks to bypass, in the parent's numbering (`"blocks.3.attention"`).
     seed: of the weights; None takes the family's own.
+    native_scales: attention, embedding and logit scales are those of the new sizes, as a fresh module would compute
+        them; otherwise the parent's values stay.
 
     >>> native("gpt2", {"hidden": range(32), "blocks.*.heads": [2, 0]}, blocks=[0, 4]).transformer.wte.weight.shape
     torch.Size([211, 32])
     """
     given = family(name)
-    return cut_model(given.build(seed), given.layout, keep or {}, blocks, drop)
+    return cut_model(given.build(seed), given.layout, keep or {}, blocks, drop, native_scales)
 
 
 @torch.no_grad()
 def cut_model(
-    model: nn.Module, layout: Layout, keep: Mapping[str, Sequence[int]], blocks: Blocks = None, drop: Sequence[str] = ()
+    model: nn.Module,
+    layout: Layout,
+    keep: Mapping[str, Sequence[int]],
+    blocks: Blocks = None,
+    drop: Sequence[str] = (),
+    native_scales: bool = False,
 ) -> nn.Module:
     """Cut a model in place and return it; arguments as in `native`."""
     cut = Cut(layout, keep)
@@ -55,7 +63,9 @@ def cut_model(
     _slice(model, layout, cut)
     for module in model.modules():
         _fit(module)
-    _set_attributes(model, layout, cut)
+    _set_attributes(model, layout, cut, native_scales)
+    if native_scales:
+        _set_scales(model, layout, cut)
     if layout.after:
         layout.after(model, cut)
     if cut.unused():
@@ -167,13 +177,48 @@ def _fit(module: nn.Module) -> None:
             module.nx, module.nf = module.weight.shape
 
 
-def _set_attributes(model: nn.Module, layout: Layout, cut: Cut) -> None:
+_HEAD_SCALES = ("scaling", "scale", "inv_norm_factor", "norm_factor")
+_WIDTH_SCALES = ("embed_scale", "scalar_embed_scale")
+
+
+def _set_scales(model: nn.Module, layout: Layout, cut: Cut) -> None:
+    """Give scaling attributes the value of the new size where they have that of the parent's."""
+    for path, _, _, prefix, block in places(model, layout):
+        for name, module in model.named_modules():
+            if block is not None and name.startswith(path):
+                for symbol in ("head_dim", "cross_head_dim"):
+                    _rescale(module, _HEAD_SCALES, cut, symbol, prefix, block)
+            elif block is None:
+                _rescale(module, _WIDTH_SCALES, cut, "hidden", prefix, block)
+                if type(module).__name__.startswith(("T5", "MT5")) and hasattr(module, "model_dim"):
+                    module.model_dim = len(cut.kept("hidden"))
+
+
+def _rescale(module: nn.Module, names: Sequence[str], cut: Cut, symbol: str, prefix: str, block) -> None:
+    try:
+        old, new = cut.full(symbol, prefix, block), len(cut.kept(symbol, prefix, block))
+    except KeyError:
+        return
+    for name in names:
+        value = getattr(module, name, None)
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            for power in (0.5, -0.5):
+                if abs(value.item() / old**power - 1) < 1e-5:
+                    value.fill_(new**power)
+        elif isinstance(value, float):
+            power = next((p for p in (0.5, -0.5) if abs(value / old**p - 1) < 1e-5), 0)
+            if power:
+                setattr(module, name, new**power)
+
+
+def _set_attributes(model: nn.Module, layout: Layout, cut: Cut, native_scales: bool = False) -> None:
     modules = dict(model.named_modules())
     for path, _, attributes, prefix, block in places(model, layout):
         for glob, settings in attributes.items():
             found = [modules[name] for name in modules if fnmatch.fnmatchcase(name, path + glob) or name == path + glob]
+            kept = {k: v for k, v in settings.items() if k != "scaled_rows" or not native_scales}
             for module in found:
-                _set(module, settings, _Sizes(cut, prefix, block))
+                _set(module, kept, _Sizes(cut, prefix, block))
 
 
 class _Sizes(dict):
