@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from graphclone.model import Model
 from graphclone.pytorch import attention_idioms, layout_idioms, norm_idioms, weight_idioms
+from graphclone.pytorch.adoption import adopt
 from graphclone.pytorch.code import DTYPE, Code
 from graphclone.pytorch.naming import Names
 from graphclone.pytorch.parameters import Stored, classify, numbers
@@ -43,7 +44,7 @@ def convert(model: Model) -> Converted:
     Raises: InputError that lists all operators without a rule.
     """
     program = read(model)
-    names = Names(model, graph_metadata(model))
+    names = Names(model, program, graph_metadata(model))
     numbers(program, names)
     probe(program, model.inputs)
     classify(program, model, names)
@@ -51,12 +52,13 @@ def convert(model: Model) -> Converted:
         for idiom in stage:
             rewrite(program, idiom)
     tie(program, model)
+    assumed = adopt(program, names)
     layout_idioms.share_repeated(program)
     cast_tables(program)
     for op in program.ops:
         op.code = RULES[op.key](op)
     stored = list(dict.fromkeys(v.parameter for v in program.values() if v.parameter is not None and v.known is None))
-    return Converted(program, stored, _report(stored, names))
+    return Converted(program, stored, _report(stored, names, assumed))
 
 
 def graph_metadata(model: Model) -> dict[str, str]:
@@ -109,9 +111,10 @@ def like_parameters(op: Op) -> Code:
     return Code("{}.to({})", op[0], DTYPE)
 
 
-def _report(stored: list[Stored], names: Names) -> dict[str, list[str]]:
+def _report(stored: list[Stored], names: Names, assumed: list[str]) -> dict[str, list[str]]:
     present = {path for each in stored for path in (each.path, *each.aliases)}
     return {
+        "assumed": assumed,
         "unsure": [f"{each.path}: {each.unsure}" for each in stored if each.unsure],
         "unnamed": [each.path for each in stored if each.trainable and names.lost(each.path)],
         "absent": sorted(name for name, kind in names.kinds.items() if kind == "PARAMETER" and name not in present),

@@ -1,7 +1,5 @@
 """PyTorch rules of operators that read or write entries by index."""
 
-import numpy as np
-
 from graphclone.pytorch.code import Code
 from graphclone.pytorch.program import Op, Unsupported
 from graphclone.pytorch.registry import rule
@@ -15,6 +13,11 @@ def gather(op: Op) -> Code:
     if indices.scalar is not None and indices.known.ndim == 0:
         lead = ":, " * axis if axis < 3 or axis != op[0].rank - 1 else "..., "
         return Code("{}[" + lead + "{}]", op[0], indices.scalar)
+    if indices.known is not None and indices.known.size == 1:
+        lead = ":, " * axis
+        return Code("{}[" + lead + "{}]" + ".unsqueeze({})" * indices.known.ndim, op[0], indices.scalar, *[axis] * indices.known.ndim)
+    if indices.known is not None and len(indices.dims) == 1:
+        return Code("{}[" + ":, " * axis + "{}]", op[0], [int(each) for each in indices.known])
     if axis == 0 and op[0].rank == 2 and op[0].dtype.is_floating_point and op[0].parameter is not None:
         return Code("F.embedding({}, {})", indices, op[0])
     if axis == 0:
@@ -40,7 +43,7 @@ def gather_nd(op: Op) -> Code:
     """Index with a tuple; its axes stand last in the index tensor."""
     batch = int(op.attribute("batch_dims", 0))
     if batch == 0:
-        return Code("{}[{}.unbind(-1)]", op[0], op[1]) if _flat(op) else Code("{}[tuple({}.unbind(-1))]", op[0], op[1])
+        return Code("{}[tuple({}.unbind(-1))]", op[0], op[1])
     if batch == 1 and op[1].dims[-1] == 1:
         if op[1].rank == 2:
             rows = Code("torch.arange({}, device={}.device)", op[0].dims[0], op[0])
@@ -48,10 +51,6 @@ def gather_nd(op: Op) -> Code:
         rows = Code("torch.arange({}, device={}.device)[:, None]", op[0].dims[0], op[0])
         return Code("{}[{}, {}.squeeze(-1).flatten(1)].unflatten(1, {})", op[0], rows, op[1], tuple(op[1].dims[1:-1]))
     raise Unsupported(f"batch_dims={batch} has no PyTorch counterpart")
-
-
-def _flat(op: Op) -> bool:
-    return False
 
 
 @rule("ScatterElements", "Scatter")
@@ -97,13 +96,3 @@ def compress(op: Op) -> Code:
     if axis is None:
         return Code("{}.flatten()[{}]", op[0], op[1])
     return Code("{}[" + ":, " * int(axis) + "{}]", op[0], op[1])
-
-
-@rule("Constant")
-def constant(op: Op) -> Code:
-    raise Unsupported("constants are read when the model is loaded")
-
-
-def as_numpy(values) -> np.ndarray:
-    """Return known content as a plain array."""
-    return np.asarray(values.tolist())

@@ -252,6 +252,23 @@ def _split(op: Op):
     return [(part, op[0].dtype) for part in parts]
 
 
+def _transpose(op: Op):
+    return np.transpose(op[0].known, op.attribute("perm")), op[0].dtype
+
+
+def _flatten(op: Op):
+    axis = op.axis(1)
+    return op[0].known.reshape(math.prod(op[0].known.shape[:axis]), -1), op[0].dtype
+
+
+def _one_hot(op: Op):
+    depth, (off, on) = op[1].scalar, op[2].known.reshape(-1)
+    if op.axis(-1) not in (-1, op[0].known.ndim) or isinstance(depth, Size):
+        return None
+    hot = op[0].known[..., None] % depth == np.arange(depth)
+    return array(np.where(hot.astype(bool), array(on), array(off))), op[2].dtype
+
+
 READS_SHAPE = ("Shape", "Size")
 
 FUNCTIONS: dict[str, Callable] = {
@@ -296,6 +313,9 @@ FUNCTIONS: dict[str, Callable] = {
     "ReduceMax": _reduce(lambda values: max(values) if len(values) > 1 else values[0]),
     "ReduceMin": _reduce(lambda values: min(values) if len(values) > 1 else values[0]),
     "Split": _split,
+    "Transpose": _transpose,
+    "Flatten": _flatten,
+    "OneHot": _one_hot,
 }
 
 

@@ -1,7 +1,6 @@
 """Idioms of layout: operators that do nothing, chains of transposes and reshapes, repeated work."""
 
 from graphclone.pytorch.code import Code
-from graphclone.pytorch.known import array
 from graphclone.pytorch.program import Op, Program, Value
 from graphclone.pytorch.registry import RULES
 from graphclone.pytorch.rewriting import Result, Uses, made_by, new_op, reshape, rewrite, swap_last, transpose
@@ -141,7 +140,3 @@ def _offset(value: Value, axis: int) -> int | None:
     if not isinstance(start, int):
         return None
     return start + source.dims[axis] if start < 0 else start
-
-
-def remember(value: Value, numbers) -> None:
-    value.known = array(numbers)

@@ -70,10 +70,12 @@ def tensors(source: Source) -> dict[str, torch.Tensor]:
 def to_tensor(stored: Stored) -> torch.Tensor:
     """Load one tensor."""
     array = np.asarray(stored.weight.load())
-    if stored.transposed:
-        array = array.T
+    array = array.reshape(array.shape[stored.lead :])
     kind = VIEWS.get(array.dtype)
-    array = np.array(array, order="C", copy=True)
-    if kind is None:
-        return torch.from_numpy(array)
-    return torch.from_numpy(array.view(kind[0])).view(kind[1])
+    if kind is not None:
+        array = array.view(kind[0])
+    if not array.flags.writeable:
+        array = array.copy()
+    tensor = torch.from_numpy(array)
+    tensor = tensor if kind is None else tensor.view(kind[1])
+    return tensor.t().contiguous() if stored.transposed else tensor

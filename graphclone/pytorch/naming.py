@@ -1,10 +1,11 @@
 """Names: what the framework called a stored tensor, from all that exporters leave behind."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from graphclone.model import Model
-from graphclone.pytorch.program import Op, Value
+from graphclone.pytorch.program import Op, Program, Value
 
 LOST = re.compile(
     r"(^|/)(onnx::|val_\d+|_val_\d+|const_|const_fold|kernel2d_|lifted_tensor|_tensor_constant|Constant_?\d*$)"
@@ -13,6 +14,7 @@ LOST = re.compile(
 """What exporters call tensors whose name is gone."""
 SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
 SIGNATURE_LINE = re.compile(r"^(?P<key>\w+): (?P<kind>PARAMETER|BUFFER|CONSTANT_TENSOR) target='(?P<target>[^']+)'", re.MULTILINE)
+FX_TARGET = re.compile(r"target=torch\.ops\.aten\.(linear|addmm|mm|bmm|matmul|embedding|conv\w*|convolution|layer_norm|native_layer_norm)\.")
 FX_ARGUMENT = re.compile(r"%([pbc]_\w+)")
 
 LEAVES = {
@@ -30,11 +32,12 @@ LEAVES = {
 class Names:
     """All name sources of one model: the signature that torch.export leaves, scopes of nodes, names of initializers."""
 
-    def __init__(self, model: Model, graph_metadata: Mapping[str, str]):
+    def __init__(self, model: Model, program: Program, graph_metadata: Mapping[str, str]):
         lines = SIGNATURE_LINE.findall(graph_metadata.get(SIGNATURE, ""))
         self.by_key = {key: target for key, _, target in lines}
         self.kinds = {target: kind for _, kind, target in lines}
         self.torch = model.graph.producer_name == "pytorch"
+        self.heads = self._learn(program)
 
     def kind(self, name: str) -> str | None:
         """Return PARAMETER, BUFFER or CONSTANT_TENSOR as the exporter says, or None."""
@@ -42,7 +45,7 @@ class Names:
 
     def lost(self, name: str) -> bool:
         """Tell whether the exporter made the name up."""
-        if self.kinds:
+        if self.kinds and self.torch:
             return name not in self.kinds
         return LOST.search(name) is not None
 
@@ -50,31 +53,91 @@ class Names:
         """Tell whether a scalar of this name is trained."""
         return self.kinds.get(name) == "PARAMETER" if self.kinds else self.torch and not self.lost(name)
 
-    def buffer(self, name: str) -> str:
-        return name
-
     def of(self, value: Value, op: Op) -> str:
         """Return the name of a stored tensor as the module around `op` calls it."""
         slot = next(slot for slot, each in enumerate(op.inputs) if each is value)
-        lost = self.lost(value.name)
+        lost, scope = self.lost(value.name), self.scope(op)
         leaf = LEAVES.get((op.type, slot)) if not op.domain else None
+        if leaf is None and not lost:
+            return value.name
         if self.kinds:
-            return self._told(value, op, leaf if lost else value.name.rpartition(".")[2])
-        if leaf is None or not op.scope or op.type in ("Add", "Mul") and lost:
+            return self._told(value, op, scope, leaf if lost else value.name.rpartition(".")[2])
+        if lost and (leaf is None or op.type in ("Add", "Mul")):
+            return self.folded(value, op, scope)
+        if leaf is None or not scope:
             return value.name
         own_module = value.name.rpartition(".")[0]
-        if not lost and (op.type == "Add" or own_module == op.scope or own_module.startswith(op.scope + ".")):
+        if not lost and (op.type == "Add" or own_module == scope or own_module.startswith(scope + ".")):
             return value.name
-        return f"{op.scope}.{leaf}"
+        return f"{scope}.{leaf}"
 
-    def _told(self, value: Value, op: Op, leaf: str | None) -> str:
+    def made_up(self, value: Value, op: Op) -> bool:
+        """Tell whether no parameter of the checkpoint stands behind a stored tensor, as far as names tell."""
+        return self.lost(value.name) and self.of(value, op) not in self.kinds
+
+    def folded(self, value: Value, op: Op, scope: str) -> str:
+        """Return a name for what the exporter computed from tensors of the checkpoint, in the module that reads it."""
+        return f"{scope}.folded_{op.type.lower()}" if scope and self.torch else value.name
+
+    def _told(self, value: Value, op: Op, scope: str, leaf: str | None) -> str:
         """Choose among the names that the signature lists: this module's own, else what torch's own graph says."""
-        own = f"{op.scope}.{leaf}".lstrip(".")
-        if own in self.kinds:
+        own = f"{scope}.{leaf}".lstrip(".")
+        if own in self.kinds or self.translated(op) and leaf is not None:
             return own
         if not self.lost(value.name):
             return value.name
+        match = FX_TARGET.search(op.fx)
         targets = [self.by_key[key] for key in FX_ARGUMENT.findall(op.fx) if key in self.by_key]
         wanted = "bias" if len(value.weight.shape) == 1 else "weight"
         fitting = [target for target in targets if target.endswith(wanted)] or targets
-        return fitting[0] if len(fitting) == 1 else value.name
+        if match is None or len(fitting) != 1:
+            return self.folded(value, op, scope)
+        return fitting[0]
+
+    # -- modules --------------------------------------------------------------------------------------------------
+
+    def scope(self, op: Op) -> str:
+        """Return the path of the module around an operator, as the initializers call it."""
+        parts = op.scope.split(".") if op.scope else []
+        for length in range(len(parts), -1, -1):
+            head = tuple(parts[:length])
+            if head in self.heads:
+                return ".".join((*self.heads[head], *parts[length:]))
+        return op.scope
+
+    def translated(self, op: Op) -> bool:
+        return self.scope(op) != op.scope
+
+    def _learn(self, program: Program) -> dict[tuple[str, ...], tuple[str, ...]]:
+        """Learn where scopes and names of initializers part: a wrapper that scopes leave out, blocks renumbered by a cut."""
+        votes: dict[tuple[str, ...], Counter] = {}
+        for op in program.ops:
+            for value in op.inputs:
+                if value is None or value.weight is None or LOST.search(value.name) or not op.scope or op.type == "Identity":
+                    continue
+                scope, own = op.scope.split("."), value.name.split(".")[:-1]
+                same = 0
+                while same < min(len(scope), len(own)) and scope[-1 - same] == own[-1 - same]:
+                    same += 1
+                if not same:
+                    continue
+                if scope == own:
+                    for length in range(len(scope) + 1):
+                        votes.setdefault(tuple(scope[:length]), Counter())[tuple(scope[:length])] += 1
+                else:
+                    more = int(same == len(scope))  # the whole scope fits: what is before it holds for its first part alone
+                    head, target = tuple(scope[: len(scope) - same + more]), tuple(own[: len(own) - same + more])
+                    votes.setdefault(head, Counter())[target] += 1
+        winners = {head: counter.most_common(1)[0][0] for head, counter in votes.items()}
+        counts = Counter(winners.values())
+        return {head: target for head, target in winners.items() if head != target and counts[target] == 1}
+
+
+def without_repeats(paths: list[str]) -> list[str]:
+    """Drop names that only number another call of the same module: `attn.query_1.weight` beside `attn.query.weight`."""
+    given = set(paths)
+
+    def plain(path: str) -> str:
+        return ".".join(re.sub(r"_\d+$", "", part) for part in path.split("."))
+
+    return [path for path in paths if plain(path) == path or plain(path) not in given]

@@ -7,7 +7,7 @@ import torch
 
 from graphclone.model import Model
 from graphclone.pytorch import known
-from graphclone.pytorch.naming import Names
+from graphclone.pytorch.naming import Names, without_repeats
 from graphclone.pytorch.program import Op, Program, Value
 from graphclone.weights import Weight
 
@@ -22,7 +22,8 @@ class Stored:
     """One tensor of the module.
 
     Attributes: `path` is its name in the state dict, `trainable` tells Parameters from buffers, `transposed` that the
-    graph holds its transpose, `may_transpose` that its orientation is the exporter's, `aliases` other names for it.
+    graph holds its transpose, `may_transpose` that its orientation is the exporter's, `aliases` other names for it,
+    `lead` how many leading axes of one it loses.
     """
 
     path: str
@@ -35,11 +36,12 @@ class Stored:
     unsure: str = ""
     aliases: list[str] = field(default_factory=list)
     turned: Value | None = None
-    safe: tuple[str, ...] = ()
+    lead: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.weight.shape[::-1]) if self.transposed else tuple(self.weight.shape)
+        shape = tuple(self.weight.shape)[self.lead :]
+        return shape[::-1] if self.transposed else shape
 
     def transpose(self, value: Value) -> Value:
         """Return the value that holds the framework's orientation, (out, in), of this (in, out) one."""
@@ -53,9 +55,11 @@ class Stored:
 
 def numbers(program: Program, names: Names) -> None:
     """Before probing: let small integers and plain scalars be Python numbers."""
+    users = program.users()
     for value in program.values():
         if value.weight is None:
             continue
+        value.is_table = _may_be_table(value, users.get(value, []), names)
         dtype = known.torch_type(value.weight.onnx_dtype)
         plain = not dtype.is_floating_point and value.weight.size <= known.LARGEST
         if plain or value.weight.size == 1 and len(value.weight.shape) <= 1 and not names.is_parameter(value.name):
@@ -63,9 +67,21 @@ def numbers(program: Program, names: Names) -> None:
             known.known_constant(value, value.weight.load(), dtype)
 
 
+def _may_be_table(value: Value, reading: list[Op], names: Names) -> bool:
+    """Tell whether a tensor could be computed from sizes, as far as its name and readers tell."""
+    told = names.kind(value.name)
+    if told is not None:
+        return told != "PARAMETER"
+    if TABLE_NAMES.search(value.name):
+        return True
+    weights = any(_is_weight_slot(op, value) for op in reading if op.type not in ("MatMul", "Gemm", "Einsum"))
+    return names.lost(value.name) and not weights
+
+
 def classify(program: Program, model: Model, names: Names) -> None:
     """After probing: give every stored tensor that is left its `parameter`, split where unrelated layers share one."""
     users = program.users()
+    _drop_made_up(program, names)
     for value in list(program.values()):
         if value.weight is None or value.known is not None or value.parameter is not None:
             continue
@@ -80,6 +96,18 @@ def classify(program: Program, model: Model, names: Names) -> None:
             )
             part.is_table = not trainable
     _spread_tables(program)
+
+
+def _drop_made_up(program: Program, names: Names) -> None:
+    """Remove the zero bias and unit weight that exporters invent for norms without one."""
+    for op in program.ops:
+        if op.type not in ("LayerNormalization", "InstanceNormalization") or op.domain:
+            continue
+        for slot, number in ((2, 0.0), (1, 1.0)):
+            value = op[slot]
+            if value is not None and value.weight is not None and names.made_up(value, op):
+                if (value.weight.load() == number).all():
+                    op.inputs[slot] = None
 
 
 def _trainable(value: Value, reading: list[Op], names: Names, users: dict[Value, list[Op]]) -> tuple[bool, str]:
@@ -97,13 +125,32 @@ def _trainable(value: Value, reading: list[Op], names: Names, users: dict[Value,
     if any(_is_weight_slot(op, value) for op in reading):
         doubtful = lost and all(op.type == "Gather" for op in reading)
         return True, "a table that is looked up: learned or computed" if doubtful else ""
-    if lost and all(output.is_table for op in reading for output in op.outputs if output is not None):
+    if lost and not _reaches_activations(value, users):
         return False, ""
     if lost and value.weight.size <= 1 << 20:
         data = value.weight.load()
         if float(data.min()) <= FORBIDDING:
             return False, ""
     return True, "an unnamed tensor that is added or multiplied" if lost else ""
+
+
+STRUCTURAL = ("Reshape", "Concat", "Slice", "Transpose", "Expand", "Unsqueeze", "Squeeze", "Tile", "Identity", "Cast", "Gather", "Split")
+
+
+def _reaches_activations(value: Value, users: dict[Value, list[Op]]) -> bool:
+    """Tell whether it meets activations as it is, through nothing but changes of layout."""
+    pending, seen = [value], {value}
+    while pending:
+        for op in users.get(pending.pop(), []):
+            for output in op.outputs:
+                if output is None or output in seen:
+                    continue
+                if not output.is_table:
+                    return True
+                if op.type in STRUCTURAL and not op.domain:
+                    seen.add(output)
+                    pending.append(output)
+    return False
 
 
 def _is_table_slot(op: Op, value: Value) -> bool:
@@ -124,9 +171,7 @@ def _is_weight_slot(op: Op, value: Value) -> bool:
     slots = [slot for slot, each in enumerate(op.inputs) if each is value]
     if not set(slots) & set(WEIGHT_SLOTS.get(op.type, ())):
         return False
-    if op.type in ("MatMul", "Einsum"):
-        return not all(output.is_table for output in op.outputs)
-    return True
+    return op.type not in ("MatMul", "Gemm", "Einsum") or not all(output.is_table for output in op.outputs)
 
 
 def _feeds_rotation(value: Value, users: dict[Value, list[Op]]) -> bool:
@@ -147,16 +192,17 @@ def _feeds_rotation(value: Value, users: dict[Value, list[Op]]) -> bool:
 def _split(value: Value, reading: list[Op], trainable: bool, names: Names) -> list[tuple[Value, str, list[str]]]:
     """Give a shared vector one value per layer that reads it, and a shared matrix its other names."""
     if not trainable:
-        return [(value, names.buffer(value.name), [])]
+        return [(value, value.name, [])]
     paths = {}
     for op in reading:
         paths[op] = names.of(value, op)
-    distinct = list(dict.fromkeys(paths.values()))
+    distinct = without_repeats(list(dict.fromkeys(paths.values())))
     own = distinct[0] if names.lost(value.name) or value.name not in distinct else value.name
     if len(value.weight.shape) > 1 or len(distinct) == 1:
         return [(value, own, [path for path in distinct if path != own])]
     parts = {own: value}
     for op, path in paths.items():
+        path = path if path in distinct else own
         if path not in parts:
             parts[path] = Value(value.name, None, value.weight, dims=value.dims, dtype=value.dtype)
         op.inputs = [parts[path] if each is value else each for each in op.inputs]

@@ -5,7 +5,6 @@ import math
 import numpy as np
 
 from graphclone.pytorch.code import DEVICE, Code
-from graphclone.pytorch.known import array
 from graphclone.pytorch.program import Op, Unsupported, Value
 from graphclone.pytorch.registry import rule
 from graphclone.pytorch.sizes import Integer, Size
@@ -160,6 +159,8 @@ def _end(end: Integer, size: Integer) -> Integer | None:
 def expand(op: Op) -> Code:
     """Broadcast; axes that keep their size are -1."""
     target = op.integers(1)
+    if op[0].known is not None and op[0].scalar is not None:
+        return Code("torch.full({}, {}, dtype={}, device={})", tuple(target), op[0].scalar, op[0].dtype, DEVICE)
     source = (1,) * (len(target) - op[0].rank) + tuple(op[0].dims)
     shape = []
     for size, wanted in zip(source[len(source) - len(target) :], target, strict=True):
@@ -296,8 +297,3 @@ def shape(op: Op) -> Code:
 def eye_like(op: Op) -> Code:
     rows, columns = op[0].dims
     return Code("torch.eye({}, {}, dtype={}, device={})", rows, columns, op[0].dtype, DEVICE)
-
-
-def sizes_array(values: list[Integer]) -> np.ndarray:
-    """Return integers as the known content of a value."""
-    return array(values)
