@@ -58,6 +58,13 @@ def test_symbols_agree_across_inputs(graph):
     assert verify(model).ok
 
 
+def test_computed_sizes_follow_those_that_were_made_smaller():
+    whole, _ = first(load(FIXTURES / "optimum" / "gpt2" / "model.onnx"))
+    past = whole["past_key_values.0.key"].shape[2]
+    assert past < 20
+    assert whole["attention_mask"].shape[1] == past + whole["input_ids"].shape[1]
+
+
 def test_masks_are_ones_and_then_padded(graph):
     model = graph("""(int64[B, S] ids, int64[B, S] attention_mask) => (float[B, S, 12] y)
         <float[17, 12] table, int64[1] last = {-1}>

@@ -76,11 +76,15 @@ def _typed_sizes(model: Model, typing: AxisTyping) -> dict[str, Size]:
 
 
 def _shrunk(model: Model, typed: Mapping[str, Size], images: bool) -> dict[str, Size]:
-    """Exchange large sizes: of images (two dynamic axes) by multiples of 32, of others but waves by a few entries."""
-    sizes, pictures, lengths = dict(typed), iter(IMAGES * 4), iter(LENGTHS * 4)
+    """Exchange large sizes: of images (two dynamic axes) by multiples of 32, of others but waves by a few entries.
+
+    Sizes written as arithmetic (`past + sequence`) are left out, to be computed from the others.
+    """
+    sizes = {name: size for name, size in typed.items() if name.isidentifier() or ":" in name}
+    pictures, lengths = iter(IMAGES * 4), iter(LENGTHS * 4)
     for tensor in model.inputs:
         names = [_symbol(tensor, axis) for axis in range(len(tensor.shape or ()))]
-        large = [name for name in names if min(sizes[name]) > SMALL and len(set(sizes[name])) > 1]
+        large = [name for name in names if name in sizes and min(sizes[name]) > SMALL and len(set(sizes[name])) > 1]
         is_image = images and is_float(tensor) and len(names) == 4 and names[2:] == large
         is_wave = is_float(tensor) and len(names) == 2
         for name in () if is_wave else large:

@@ -1,0 +1,196 @@
+"""What a cut edits: weights, stored sizes, denominators, names, interfaces; and what it leaves alone."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from graphclone.analysis import analyse
+from graphclone.errors import CutError
+from graphclone.model import Model, load
+from graphclone.plan import Plan
+from graphclone.surgery import apply
+from graphclone.verify.bench import difference, run
+from graphclone.verify.inputs import candidates
+
+FIXTURES = Path(__file__).parent / "fixtures" / "optimum"
+
+
+def name_of(model: Model, size: int) -> str:
+    """Return the name of the only dimension of a size."""
+    (name,) = (dimension.name for dimension in analyse(model).dimensions if dimension.size == size)
+    return name
+
+
+def shape(tensor) -> list:
+    return list(tensor.shape)
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Model:
+    return load(FIXTURES / "gpt2" / "model.onnx")
+
+
+# weights --------------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_sliced_scaled_and_replaced_in_the_child_s_order(graph):
+    model = graph("""(float[B, 12] x) => (float[B, 13] y) <float[12, 14] w, float[14] b, float[14, 13] v>
+        { h = MatMul(x, w)  a = Add(h, b)  t = Tanh(a)  y = MatMul(t, v) }""")
+    kept = (5, 0, 9)
+    bias = np.float32([1, 2, 3])
+    child = apply(model, Plan(keep={name_of(model, 14): kept}, scale={"v": 2.0}, replace={"b": bias}))
+    w, v = model.weights["w"].load(), model.weights["v"].load()
+    assert np.array_equal(child.weights["w"].load(), w[:, kept])
+    assert np.array_equal(child.weights["v"].load(), 2 * v[kept, :])
+    assert np.array_equal(child.weights["b"].load(), bias)
+    x = np.random.default_rng(0).standard_normal((2, 12)).astype(np.float32)
+    wanted = np.tanh(x @ w[:, kept] + bias) @ (2 * v[kept, :])
+    assert difference(run(child, [{"x": x}])[0], {"y": wanted}) < 1e-6
+
+
+def test_what_a_plan_cannot_change(graph):
+    model = graph("(float[B, 12] x) => (float[B, 14] y) <float[12, 14] w> { y = MatMul(x, w) }")
+    with pytest.raises(CutError, match="'nothing' that the graph does not have"):
+        apply(model, Plan(scale={"nothing": 2.0}))
+    with pytest.raises(CutError, match=r"shape \(3,\); after the cut it has \(12, 14\)"):
+        apply(model, Plan(replace={"w": np.zeros(3, np.float32)}))
+
+
+def test_a_vector_that_unrelated_layers_share_is_cut_for_each(graph):
+    model = graph("""(float[B, 12] x, float[B, 12] z) => (float[B, 13] y, float[B, 17] u)
+        <float[12] g, float[12, 13] v, float[12, 17] w>
+        { a = Mul(x, g)  y = MatMul(a, v)  b = Mul(z, g)  u = MatMul(b, w) }""")
+    analysis = analyse(model)
+    names = {d.name: d for d in analysis.dimensions if d.size == 12}
+    assert len(names) == 2
+    first, second = names
+    child = apply(model, Plan(keep={first: (0, 1, 2), second: (4, 5)}), analysis)
+    assert sorted(w.shape for name, w in child.weights.items() if name.startswith("g")) == [(2,), (3,)]
+
+
+def test_a_tied_head_stays_one_tensor(graph):
+    model = graph("""(int64[B, S] ids) => (float[B, S, 17] y) <float[17, 12] table>
+        { h = Gather(table, ids)  a = Tanh(h)  t = Transpose <perm = [1, 0]> (table)  y = MatMul(a, t) }""")
+    child = apply(model, Plan(keep={name_of(model, 12): (3, 4, 5)}))
+    assert {name: weight.shape for name, weight in child.weights.items()} == {"table": (17, 3)}
+
+
+# stored sizes ---------------------------------------------------------------------------------------------------
+
+
+def test_what_shape_reports_keeps_scales_as_they_were(graph):
+    """A scale computed from a size keeps the parent's value; the Reshape beside it gets the new size."""
+    model = graph("""(float[B, S, 12] x) => (float[B, S, 3, 5] y)
+        <float[12, 15] w, int64 last = {3}, int64[4] to = {0, 0, 3, 5}>
+        { h = MatMul(x, w)  r = Reshape(h, to)  s = Shape(r)  d = Gather(s, last)  f = Cast <to = 1> (d)
+          q = Sqrt(f)  y = Div(r, q) }""")
+    child = apply(model, Plan(keep={name_of(model, 5): (1, 4)}))
+    x = np.random.default_rng(0).standard_normal((2, 7, 12)).astype(np.float32)
+    w = model.weights["w"].load().reshape(12, 3, 5)[:, :, [1, 4]]
+    wanted = np.einsum("bsd,dhe->bshe", x, w) / np.sqrt(5)
+    assert difference(run(child, [{"x": x}])[0], {"y": wanted.astype(np.float32)}) < 1e-6
+
+
+def test_a_target_computed_from_the_sequence_still_follows_it(graph):
+    model = graph("""(float[B, S, 12] x) => (float[B, S, 3, 5] y) <float[12, 15] w, int64[1] b = {0}, int64[1] s = {1},
+        int64[2] tail = {3, 5}>
+        { h = MatMul(x, w)  n = Shape(x)  bb = Gather(n, b)  ss = Gather(n, s)
+          to = Concat <axis = 0> (bb, ss, tail)  y = Reshape(h, to) }""")
+    child = apply(model, Plan(keep={name_of(model, 5): (0, 1), name_of(model, 3): (2,)}))
+    for batch, length in ((2, 7), (5, 1)):
+        x = np.ones((batch, length, 12), np.float32)
+        assert run(child, [{"x": x}])[0]["y"].shape == (batch, length, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s = ReduceSum <keepdims = 1> (q, last)  m = Div(s, n)",
+        "s = ReduceSum <keepdims = 1> (q, last)  m = Mul(s, i)",
+        "m = MatMul(q, u)",
+    ],
+    ids=["divided by 12", "multiplied by 1/12", "contracted with 1/12"],
+)
+def test_the_denominator_of_a_mean_follows_the_cut(graph, text):
+    twelfth = ", ".join(["0.083333336"] * 12)
+    model = graph(f"""(float[B, 9] x) => (float[B, 10] y) <float[9, 12] w, float[12, 10] v, int64[1] last = {{-1}},
+        float n = {{12.0}}, float i = {{0.083333336}}, float[12, 1] u = {{{twelfth}}}>
+        {{ h = MatMul(x, w)  q = Mul(h, h)  {text}  r = Sqrt(m)  z = Div(h, r)  y = MatMul(z, v) }}""")
+    kept = (0, 3, 7, 8, 11)
+    child = apply(model, Plan(keep={name_of(model, 12): kept}))
+    x = np.random.default_rng(0).standard_normal((4, 9)).astype(np.float32)
+    h = x @ model.weights["w"].load()[:, kept]
+    wanted = h / np.sqrt(np.mean(h * h, -1, keepdims=True)) @ model.weights["v"].load()[kept, :]
+    assert difference(run(child, [{"x": x}])[0], {"y": wanted}) < 1e-6
+
+
+def test_a_scale_that_only_depends_on_a_size_keeps_its_value(graph):
+    model = graph("""(float[B, S, 12] x) => (float[B, S, S] y)
+        <float[12, 9] wq, float[12, 9] wk, float scale = {0.33333334}>
+        { q = MatMul(x, wq)  k = MatMul(x, wk)  t = Transpose <perm = [0, 2, 1]> (k)
+          s = MatMul(q, t)  y = Mul(s, scale) }""")
+    child = apply(model, Plan(keep={name_of(model, 9): (0, 1, 2)}))
+    assert float(child.weights["scale"].load()) == pytest.approx(1 / 3)
+
+
+# interfaces -----------------------------------------------------------------------------------------------------
+
+
+def test_inputs_outputs_and_inner_tensors_declare_the_new_sizes(graph):
+    model = graph("""(float[B, S, 12] x) => (float[B, S, 12] y) <float[12, 14] w, float[14, 12] v, float[B, S, 14] h>
+        { h = MatMul(x, w)  y = MatMul(h, v) }""")
+    proto = apply(model, Plan(keep={name: (0, 1, 2) for name in [name_of(model, 14)]})).to_proto()
+    onnx.checker.check_model(proto, full_check=True)
+    inner = {
+        item.name: [d.dim_value or d.dim_param for d in item.type.tensor_type.shape.dim]
+        for item in proto.graph.value_info
+    }
+    assert inner.get("h", ["B", "S", 3]) == ["B", "S", 3]
+
+
+def test_a_float_input_and_output_are_cut_with_their_dimension(graph):
+    model = graph("(float[B, S, 12] x) => (float[B, S, 12] y) <float[12] g> { y = Mul(x, g) }")
+    child = apply(model, Plan(keep={name_of(model, 12): (0, 5)}))
+    assert shape(child.inputs[0]) == shape(child.outputs[0]) == ["B", "S", 2]
+
+
+def test_caches_are_cut_dropped_and_renumbered(gpt2):
+    child = apply(gpt2, Plan(keep={"blocks.*.heads": (3, 1), "blocks.*.head_dim": (0, 1, 2)}, blocks={"": (0, 2)}))
+    caches = {tensor.name: shape(tensor) for tensor in child.inputs if tensor.name.startswith("past_key_values")}
+    assert [name.split(".")[1] for name in caches] == ["0", "0", "1", "1"]
+    assert {(sizes[1], sizes[3]) for sizes in caches.values()} == {(2, 3)}
+    assert [t.name for t in child.outputs if t.name.startswith("present")] == [
+        f"present.{block}.{kind}" for block in (0, 1) for kind in ("key", "value")
+    ]
+
+
+# names ----------------------------------------------------------------------------------------------------------
+
+
+def test_kept_blocks_are_renumbered_and_remember_where_they_came_from(gpt2):
+    child = apply(gpt2, Plan(blocks={"": (0, 2)}))
+    blocks = {part for name in child.weights for part in name.split(".") if part.isdigit()}
+    assert blocks == {"0", "1"}
+    assert child.metadata["graphclone.blocks"] == "0,2"
+    assert child.metadata["graphclone.parent"] == gpt2.fingerprint
+
+
+def test_a_dropped_block_leaves_no_weight_behind(gpt2):
+    child = apply(gpt2, Plan(blocks={"": (0,)}))
+    count = sum(weight.size for weight in child.weights.values())
+    again = analyse(child)
+    assert [len(stack.blocks) for stack in again.stacks] == [1]
+    assert count < sum(weight.size for weight in gpt2.weights.values())
+
+
+def test_a_cut_can_be_cut_again(gpt2):
+    once = apply(gpt2, Plan(keep={"hidden": tuple(range(0, 32, 2)), "blocks.*.ffn": tuple(range(20))}))
+    twice = apply(once, Plan(keep={"hidden": (0, 2, 4), "blocks.*.ffn": (19, 1)}))
+    directly = apply(gpt2, Plan(keep={"hidden": (0, 4, 8), "blocks.*.ffn": (19, 1)}))
+    for name in gpt2.weights.keys() & twice.weights.keys():
+        if gpt2.weights[name].dtype.kind == "f":
+            assert np.array_equal(twice.weights[name].load(), directly.weights[name].load()), name
+    _, probes = next(candidates(directly, analyse(directly).typing))
+    assert difference(run(twice, probes)[0], run(directly, probes)[0]) == 0
