@@ -12,5 +12,6 @@ from zoo.export import export
 from zoo.families import FAMILIES, family
 from zoo.feeds import feeds
 from zoo.native import native
+from zoo.plans import plans
 
-__all__ = ["FAMILIES", "choose", "dimensions", "export", "family", "feeds", "native"]
+__all__ = ["FAMILIES", "choose", "dimensions", "export", "family", "feeds", "native", "plans"]

@@ -12,7 +12,7 @@ from zoo.families import family
 from zoo.layout import Layout
 
 _SYMBOL = re.compile(r"[A-Za-z_][\w.]*")
-_RESIDUAL = re.compile(r"hidden(_\d+)?|vocab|stem_\d+|head_\d+")
+_RESIDUAL = re.compile(r"hidden(_\d+)?|vocab|stem_\d+|head_\d+|projection")
 
 
 @functools.cache

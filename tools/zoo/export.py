@@ -93,13 +93,16 @@ def _legacy(given: Family, seed: int | None, path: Path) -> None:
 def _fused(given: Family, seed: int | None, path: Path) -> None:
     from onnxruntime.transformers import optimizer
 
-    kinds = {"gpt2": "gpt2", "vit": "vit", "clip": "clip", "t5": "t5", "bart": "bart"}
     sizes = given.layout.sizes
+    heads = (
+        sizes.get("heads") or sizes.get("encoder.heads") or sizes.get("kv_heads", 0) * sizes.get("queries_per_kv", 0)
+    )
+    hidden = sizes.get("hidden", 0) if heads else 0
     fused = optimizer.optimize_model(
         str(export(given.name, "legacy17", seed)),
-        model_type=kinds.get(given.name, "bert"),
-        num_heads=sizes.get("heads", 0),
-        hidden_size=sizes["hidden"],
+        model_type=given.name if given.name in optimizer.MODEL_TYPES else "bert",
+        num_heads=heads if hidden else 0,
+        hidden_size=hidden,
         opt_level=0,
     )
     fused.save_model_to_file(str(path))

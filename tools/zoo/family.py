@@ -54,11 +54,13 @@ class Family:
 def perturb(model: torch.nn.Module, spread: float = 0.3, gain: float = 1.5) -> None:
     """Make every weight matter: fresh models hold constants and matrices so small that attention hardly acts.
 
-    spread: deviation of the noise on whatever starts constant (norms, biases, tokens): permutations become visible.
+    spread: deviation of the noise on whatever starts constant or as equal rows (norms, biases, tokens): permutations
+        become visible, and exporters do not merge equal weights of different blocks.
     gain: matrices are scaled up to a deviation of gain / sqrt(fan-in), where they are below it.
     """
     for parameter in model.parameters():
-        if parameter.dim() < 2 or bool((parameter == parameter.flatten()[0]).all()):
+        repeated = parameter.dim() > 1 and parameter.shape[0] > 1 and bool((parameter == parameter[:1]).all())
+        if parameter.dim() < 2 or repeated or bool((parameter == parameter.flatten()[0]).all()):
             parameter.add_(spread * torch.randn_like(parameter))
         else:
             wanted = gain / (parameter[0].numel() if parameter.shape[0] > 1 else parameter.shape[-1]) ** 0.5

@@ -89,7 +89,10 @@ CLIP = Family(
 
 
 class PoolingAttention(nn.Module):
-    """Multi-head attention of one query whose three inputs and output may differ in width."""
+    """Multi-head attention of one query whose input, heads and output may differ in width.
+
+    The query's input and the states share one packed weight, so they are one dimension.
+    """
 
     def __init__(self, whole: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -123,37 +126,36 @@ SIGLIP = Family(
         vision_config=IMAGE | {"hidden_size": 44},
     ),
     BOTH,
-    LOGITS,
+    {name: tuple("projection" if size == "head_0" else size for size in shape) for name, shape in LOGITS.items()},
     Layout(
         sizes=SIZES
         | {
             "vision.hidden": 44,
             "vision.head_dim": 11,
-            "head_0": 44,
-            "probe": 44,
+            "projection": 44,
             "pool_heads": 4,
             "pool_head_dim": 11,
             "pool_ffn": 104,
         },
         rows=OUTSIDE
         | {
-            "text_model.head.weight": "head_0 text.hidden",
-            "text_model.head.bias": "head_0",
-            "vision_model.head.probe": "_ _ probe",
-            "vision_model.head.attention.q.weight": "(pool_heads pool_head_dim) probe",
+            "text_model.head.weight": "projection text.hidden",
+            "text_model.head.bias": "projection",
+            "vision_model.head.probe": "_ _ vision.hidden",
+            "vision_model.head.attention.q.weight": "(pool_heads pool_head_dim) vision.hidden",
             "vision_model.head.attention.[kv].weight": "(pool_heads pool_head_dim) vision.hidden",
             "vision_model.head.attention.[qkv].bias": "(pool_heads pool_head_dim)",
-            "vision_model.head.attention.out_proj.weight": "head_0 (pool_heads pool_head_dim)",
-            "vision_model.head.attention.out_proj.bias": "head_0",
-            "vision_model.head.layernorm.*": "head_0",
-            "vision_model.head.mlp.fc1.weight": "pool_ffn head_0",
+            "vision_model.head.attention.out_proj.weight": "projection (pool_heads pool_head_dim)",
+            "vision_model.head.attention.out_proj.bias": "projection",
+            "vision_model.head.layernorm.*": "projection",
+            "vision_model.head.mlp.fc1.weight": "pool_ffn projection",
             "vision_model.head.mlp.fc1.bias": "pool_ffn",
-            "vision_model.head.mlp.fc2.weight": "head_0 pool_ffn",
-            "vision_model.head.mlp.fc2.bias": "head_0",
+            "vision_model.head.mlp.fc2.weight": "projection pool_ffn",
+            "vision_model.head.mlp.fc2.bias": "projection",
         },
         attributes={"vision_model.head.attention": {"num_heads": "pool_heads"}},
         stacks=(tower("text"), tower("vision")),
-        coupled=("vocab", "head_0"),
+        coupled=("vocab", "projection"),
         before=_split_pooling,
     ),
     extra={},

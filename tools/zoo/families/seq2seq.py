@@ -239,7 +239,7 @@ T5 = Family(
                 first=T5_FIRST,
             ),
         ),
-        stack_coupled=("heads",),
+        stack_coupled=("heads", "cross_heads"),  # by the position bias, and a bias of zeros
         before=_own_cross_bias,
     ),
     gain=0.9,  # its attention is not scaled by the head's size
