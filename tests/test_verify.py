@@ -12,6 +12,7 @@ from graphclone.errors import InputError
 from graphclone.model import Model, load
 from graphclone.plan import Plan
 from graphclone.surgery import apply
+from graphclone.verify import bench as bench_module
 from graphclone.verify import verify
 from graphclone.verify.bench import Bench, difference, first_run
 from graphclone.verify.inputs import candidates
@@ -148,6 +149,14 @@ def test_differences_are_relative_to_the_largest_value():
     assert difference({"y": np.int64([1])}, {"y": np.int64([2])}) == float("inf")
 
 
+def test_a_large_model_is_judged_by_its_first_blocks(monkeypatch):
+    monkeypatch.setattr(bench_module, "LARGE_BYTES", 0)
+    monkeypatch.setattr(bench_module, "JUDGED_BLOCKS", 2)
+    report = verify(load(FIXTURES / "optimum" / "llama" / "model.onnx"))
+    assert report.ok, str(report)
+    assert all("first blocks" in check.where for check in report.checks[2:])
+
+
 def test_an_atom_is_called_by_its_dimension(graph):
     model = load(FIXTURES / "optimum" / "gpt2" / "model.onnx")
     analysis = analyse(model)
@@ -181,7 +190,7 @@ def test_a_child_is_what_its_plan_makes(parent, tmp_path):
     child.save(tmp_path / "child.onnx")
     report = verify(load(tmp_path / "child.onnx"), parent=parent, plan=plan)
     assert report.ok, str(report)
-    assert [check.name for check in report.checks][-2:] == ["slices", "outputs"]
+    assert [check.name for check in report.checks][-3:] == ["slices", "outputs", "plan"]
 
 
 def test_a_changed_weight_is_found(parent):
@@ -206,3 +215,20 @@ def test_another_size_is_found(parent):
     child, plan = cut(parent)
     report = verify(child, parent=parent, plan=plan.with_(keep={**plan.keep, "blocks.0.ffn": (3, 1)}))
     assert report.failed[0].name == "slices"
+
+
+def test_a_cut_that_changes_a_scale_is_found(graph, monkeypatch):
+    """Carrying the plan out again makes the same mistake; the parent with its slices zeroed does not."""
+    parent = graph(
+        """(float[B, S, 12] x) => (float[B, S, 12] y) <float[12, 18] w, float[18, 12] o>
+        { q = MatMul(x, w)  k = Tanh(q)  v = Sigmoid(q)
+          c = Attention <q_num_heads = 3, kv_num_heads = 3> (q, k, v)  y = MatMul(c, o) }""",
+        opset=23,
+    )
+    analysis = analyse(parent)
+    plan = Plan(keep={next(d.name for d in analysis.dimensions if d.size == 6): (0, 1, 4)})
+    assert verify(apply(parent, plan), parent=parent, plan=plan).ok
+    monkeypatch.setattr("graphclone.surgery._Surgeon._scale", lambda surgeon, site, node: None)
+    report = verify(apply(parent, plan), parent=parent, plan=plan)
+    assert "plan" in [check.name for check in report.failed]
+    assert "slices" not in [check.name for check in report.failed]

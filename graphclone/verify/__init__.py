@@ -9,7 +9,7 @@ from graphclone.analysis import Analysis, analyse
 from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.native import has_native_constants
-from graphclone.plan import Plan
+from graphclone.plan import Plan, resolve
 from graphclone.surgery import apply
 from graphclone.verify import oracles
 from graphclone.verify.bench import TOLERANCE, Bench, first_run, run
@@ -50,11 +50,25 @@ def verify(
     for name, oracle in (("permutation", oracles.permutation), ("zero", oracles.zero), ("half cut", oracles.half)):
         checks.append(_timed(name, lambda oracle=oracle: oracle(bench, seed)))
     if parent is not None and plan is not None:
-        again = apply(parent, plan)
-        folded = apply(parent, plan, native_constants=True) if has_native_constants(model) else again
-        checks.append(_timed("slices", lambda: _slices(model, folded)))
-        checks.append(_timed("outputs", lambda: _same_outputs(model, again, probes)))
+        checks += _judge_child(model, parent, plan, probes, seed)
     return Report(tuple(checks))
+
+
+def _judge_child(child: Model, parent: Model, plan: Plan, probes: list[Feeds], seed: int) -> list[Check]:
+    """Compare a child with the plan carried out again, and that with the parent's slices zeroed."""
+    analysis = analyse(parent)
+    again = apply(parent, plan, analysis)
+    folded = apply(parent, plan, analysis, native_constants=True) if has_native_constants(child) else again
+    return [
+        _timed("slices", lambda: _slices(child, folded)),
+        _timed("outputs", lambda: _same_outputs(child, again, probes)),
+        _timed("plan", lambda: _planned(parent, plan, analysis, seed)),
+    ]
+
+
+def _planned(parent: Model, plan: Plan, analysis: Analysis, seed: int) -> Check:
+    _, probes, _ = _run(parent, analysis, None, seed)
+    return oracles.planned(Bench.of(parent, analysis, probes, seed), resolve(plan, analysis))
 
 
 def _timed(name: str, check: Callable[[], Check]) -> Check:

@@ -1,7 +1,7 @@
 """The bench every oracle works on: one model, its perturbed copy, its feeds and what the copy makes of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnxruntime
@@ -20,6 +20,8 @@ from graphclone.verify.weights import perturbed
 Outputs = dict[str, np.ndarray]
 
 TOLERANCE = 1e-5
+LARGE_BYTES = 1 << 30  # of weights in fp32; an oracle holds up to three versions of them
+JUDGED_BLOCKS = 4
 QUIET = onnxruntime.RunOptions()
 QUIET.log_severity_level = 4  # what cannot run is an answer here, not news
 
@@ -27,13 +29,15 @@ QUIET.log_severity_level = 4  # what cannot run is an answer here, not news
 @dataclass(frozen=True)
 class Bench:
     """model: as it is. analysis: of it. copy: the same with perturbed weights in fp32. probes: feeds of the copy.
-    outputs: what the copy makes of each probe."""
+    blocks: what is judged, per stack; the first few of a model too large to hold in several versions.
+    outputs: what these blocks of the copy make of each probe."""
 
     model: Model
     analysis: Analysis
     copy: Model
     probes: tuple[Feeds, ...]
-    outputs: tuple[Outputs, ...]
+    blocks: Mapping[str, tuple[int, ...]]
+    outputs: tuple[Outputs, ...] = ()
 
     @staticmethod
     def of(model: Model, analysis: Analysis, probes: Sequence[Feeds], seed: int = 0) -> "Bench":
@@ -43,16 +47,26 @@ class Bench:
         fitted = tuple(
             {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()} for feeds in probes
         )
-        return Bench(model, analysis, copy, fitted, tuple(run(copy, fitted)))
+        large = 4 * sum(weight.size for weight in model.weights.values()) > LARGE_BYTES
+        bench = Bench(model, analysis, copy, fitted, _blocks(analysis, JUDGED_BLOCKS if large else None))
+        return replace(bench, outputs=tuple(run(bench.whole(copy), fitted)))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all blocks are judged."""
+        return self.blocks == _blocks(self.analysis)
+
+    def whole(self, copy: Model) -> Model:
+        """Return the judged blocks of a copy of the model, otherwise uncut."""
+        return copy if self.is_whole else carry_out(self.cut({}), self.model, self.analysis, onto=copy)
 
     def child(self, cut: Cut) -> Model:
         """Return the cut carried out on the perturbed copy."""
         return carry_out(cut, self.model, self.analysis, onto=self.copy)
 
     def cut(self, indices: Mapping[Axis, np.ndarray]) -> Cut:
-        """Return a cut that keeps all blocks and, of the given atoms, these indices."""
-        blocks = {stack.prefix: tuple(block.index for block in stack.blocks) for stack in self.analysis.stacks}
-        cut = Cut({id(atom): kept for atom, kept in indices.items()}, tuple(indices), blocks, ())
+        """Return a cut that keeps the judged blocks and, of the given atoms, these indices."""
+        cut = Cut({id(atom): kept for atom, kept in indices.items()}, tuple(indices), self.blocks, ())
         return with_fills(cut, self.analysis.typing)
 
     def feeds(self, cut: Cut, feeds: Feeds) -> tuple[Feeds, Feeds]:
@@ -120,6 +134,10 @@ class Bench:
                     if any(atom is leaf for leaf in leaves(axis)):
                         return f"axis {position} of '{name}' ({atom.size[0]} entries)"
         return f"an axis of {atom.size[0]}"
+
+
+def _blocks(analysis: Analysis, count: int | None = None) -> dict[str, tuple[int, ...]]:
+    return {stack.prefix: tuple(block.index for block in stack.blocks[:count]) for stack in analysis.stacks}
 
 
 def picks(cut: Cut, axis: Axis, actual: int) -> np.ndarray | None:

@@ -1,6 +1,6 @@
 """Judge an analysis without a reference: permute everything, zero what a cut drops, keep half of everything."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -35,16 +35,25 @@ def zero(bench: Bench, seed: int = 0) -> Check:
     Only of atoms that no operator takes statistics over: norms and softmax see fewer entries after a cut. Catches
     stored sizes and offsets that were rewritten wrongly, which a permutation cannot see.
     """
+    return _zero("zero", bench, _halves(bench, seed))
+
+
+def planned(bench: Bench, cut: Cut) -> Check:
+    """Check that what a plan cuts equals the parent with the dropped slices zeroed; `bench` is the parent's."""
+    return _zero("plan", bench, {atom: cut.indices[id(atom)] for atom in cut.atoms if id(atom) in cut.indices})
+
+
+def _zero(name: str, bench: Bench, kept: Mapping[Axis, np.ndarray]) -> Check:
     excluded = _statistic_atoms(bench)
-    halves = {atom: kept for atom, kept in _halves(bench, seed).items() if id(atom) not in excluded}
+    kept = {atom: indices for atom, indices in kept.items() if id(atom) not in excluded}
 
     def figure(atoms: Sequence[Axis]) -> float:
-        cut = bench.cut({atom: halves[atom] for atom in atoms})
+        cut = bench.cut({atom: kept[atom] for atom in atoms})
         feeds = [_zeroed_inputs(bench, cut, bench.feeds(cut, probe)[0]) for probe in bench.probes]
-        parent = zeroed(bench.model, bench.copy, bench.analysis.typing, cut)
+        parent = bench.whole(zeroed(bench.model, bench.copy, bench.analysis.typing, cut))
         return _compare(bench, cut, lambda: run(parent, feeds))
 
-    return _judge("zero", bench, list(halves), figure)
+    return _judge(name, bench, list(kept), figure)
 
 
 def half(bench: Bench, seed: int = 0) -> Check:
@@ -69,10 +78,11 @@ def half(bench: Bench, seed: int = 0) -> Check:
 def _judge(name: str, bench: Bench, atoms: list[Axis], figure: Callable[[Sequence[Axis]], float]) -> Check:
     """Run one oracle over all atoms at once; where it fails, name the atom that fails alone."""
     if not atoms:
-        return Check(name, True, 0.0, TOLERANCE, "nothing that it could judge may be cut")
+        return Check(name, True, 0.0, TOLERANCE, "nothing to cut that it could judge")
     total = figure(atoms)
     if total <= TOLERANCE:
-        return Check(name, True, total, TOLERANCE, f"{len(atoms)} axes")
+        blocks = "" if bench.is_whole else " in the first blocks, because the model is large"
+        return Check(name, True, total, TOLERANCE, f"{len(atoms)} axes{blocks}")
     culprits = _culprits(atoms, lambda some: figure(some) > TOLERANCE)
     listed = ", ".join(bench.name(atom) for atom in culprits[:3])
     more = f" and {len(culprits) - 3} more together" if len(culprits) > 3 else " together" if len(culprits) > 1 else ""
