@@ -21,13 +21,15 @@ class TinyTransformer:
     """Pre-norm, `input_ids` and a mask in, logits out.
 
     groups: KV heads, each of which serves three queries, if not as many as there are heads. table: whether one table
-    multiplies the queries of all blocks, which couples their head dims as a rotary table does.
+    multiplies the queries of all blocks, which couples their head dims as a rotary table does. slopes: whether ALiBi's
+    slopes multiply the mask's bias, one for each head.
     """
 
-    def __init__(self, groups: int = HEADS, table: bool = False, seed: int = 0):
+    def __init__(self, groups: int = HEADS, table: bool = False, slopes: bool = False, seed: int = 0):
         self.random = np.random.default_rng(seed)
         self.groups = groups
         self.table = table
+        self.slopes = slopes
         self.heads = groups if groups == HEADS else groups * 3
         self.nodes: list = []
         self.initializers: list = []
@@ -105,6 +107,9 @@ class TinyTransformer:
         mask = self.node("Sub", mask, self.constant("one", np.float32(1)), name="mask.shifted")
         mask = self.node("Mul", mask, self.constant("large", np.float32(1e4)), name="mask.bias")
         bias = self.node("Unsqueeze", mask, self.constant("mask.axes", [1, 2]), name="bias")
+        if self.slopes:
+            slopes = np.array([2**-4, 2**-8, 2**-2], np.float32).reshape(1, 3, 1, 1)
+            bias = self.node("Mul", bias, self.constant("slopes", slopes), name="alibi")
         if self.table:
             table = self.node("Gather", self.weight("table.weight", VOCAB, HEAD_DIM), "input_ids", name="table")
             self.node("Unsqueeze", table, self.constant("table.axes", [1]), name="table.heads")
@@ -165,6 +170,12 @@ def grouped(grouped_proto, tmp_path) -> Path:
 def coupled(tmp_path) -> Path:
     """A file of the tiny transformer with one table for the heads of all blocks."""
     return saved(TinyTransformer(table=True).build(), tmp_path / "coupled.onnx")
+
+
+@pytest.fixture
+def alibi(tmp_path) -> Path:
+    """A file of the tiny transformer with a slope for each head."""
+    return saved(TinyTransformer(slopes=True).build(), tmp_path / "alibi.onnx")
 
 
 @pytest.fixture

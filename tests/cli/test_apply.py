@@ -110,6 +110,16 @@ def test_unequal_aliases_are_refused(cli, refused, coupled, tmp_path):
     assert "one for all 3 blocks" in line
 
 
+def test_native_constants_where_a_table_forbids_them(cli, refused, alibi, tmp_path):
+    """The framework gives two heads the slopes 2 ** -4 and 2 ** -8, which are those of the first two of three."""
+    plan = written(tmp_path / "plan.json", keep={"blocks.0.heads": [0, 2]})
+    message = refused("apply", plan, alibi, "-o", tmp_path / "child.onnx", "--native-constants")
+    assert "'slopes' at Mul node '/alibi'" in message and "leave out --native-constants" in message
+    assert cli("apply", plan, alibi, "-o", tmp_path / "child.onnx").code == 0
+    written(plan, keep={"blocks.0.heads": [0, 1]})
+    assert cli("apply", plan, alibi, "-o", tmp_path / "child.onnx", "--native-constants").code == 0
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\xff"])
 def test_what_is_no_plan_is_refused(refused, model, tmp_path, text):
     (tmp_path / "plan.json").write_text(text, encoding="latin-1")

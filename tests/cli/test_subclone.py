@@ -71,6 +71,12 @@ def test_targets_per_block_and_listed_blocks(cli, model, tmp_path):
     assert line.split()[1:4] == ["20", "4-8", "8,"]
 
 
+def test_native_constants_are_found_impossible_before_samples_are_measured(refused, alibi, data, tmp_path):
+    targets = ("--heads", 2, "--by", "uniform", "--native-constants")
+    message = refused("subclone", alibi, "--data", data, *targets, "-o", tmp_path / "child.onnx")
+    assert "'slopes' at Mul node '/alibi'" in message
+
+
 def test_widths_outside_blocks_that_equal_hidden_are_cut_and_named(cli, proto, tmp_path):
     pooled = onnx.ModelProto.FromString(proto.SerializeToString())
     weight = np.random.default_rng(0).standard_normal((12, 12)).astype(np.float32)
