@@ -1,6 +1,7 @@
 """`calibrate`, `subclone`, `run`, `verify`, `torch`: from a parent and samples to a child that trains."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_the_main_job(cli, model, data, samples, tmp_path):
     assert shown["measured"] == "12 samples, 64 tokens on cpu".split() or shown["measured"][-1] == "cuda"
     assert shown["hidden"][:2] == ["12", "6"] and shown["blocks.*.heads"][:2] == ["3", "2"]
     assert shown["blocks"] == ["3", "2", "keeps", "0,", "2"]
-    assert shown["verified"][:3] == ["7", "checks", "passed,"] and shown["written"] == [str(child)]
+    assert shown["verified"][1:3] == ["checks", "passed,"] and shown["written"] == [str(child)]
     assert shapes(child)["h.1.attn.q.weight"] == (6, 8)
     session = onnxruntime.InferenceSession(str(child), providers=["CPUExecutionProvider"])
     assert session.run(None, samples)[0].shape == (12, 6, 23)
@@ -124,7 +125,7 @@ def test_run_takes_a_pipeline_as_text_or_file(cli, model, tmp_path, suffix):
 
 def test_verify_prints_every_check_and_fails_with_1(cli, model, tmp_path):
     ended = cli("verify", model)
-    assert ended.code == 0 and "5 of 5 checks passed" in ended.out
+    assert ended.code == 0 and re.search(r"^(\d+) of \1 checks passed$", ended.out, re.MULTILINE)
     assert json.loads(cli("verify", model, "--json").out)["ok"] is True
     proto = onnx.load(model)
     proto.graph.initializer[0].raw_data = bytes(len(proto.graph.initializer[0].raw_data))
