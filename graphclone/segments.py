@@ -45,7 +45,7 @@ class GramSegment:
     it is raised by; weights: a mask [batch, sequence] that weighs rows, or None.
     """
 
-    def __init__(self, model, starts, x: str, rank: int, width: int, targets: int, minus=(), plus=(), mask=None, provider="cpu"):
+    def __init__(self, model, starts, x: str, width: int, targets: int, minus=(), plus=(), mask=None, provider="cpu"):
         part = model.copy()
         tensors = _tensors(part.graph)
         missing = [name for name in (x, *minus, *plus) if name not in tensors]
@@ -126,7 +126,8 @@ def cut_out(part: Model, starts: Sequence[str], outputs: Sequence[str], keep: Se
         tensor = tensors.get(name)
         if tensor is None or not tensor.inputs:
             continue
-        start = gs.Variable(f"{name}", tensor.dtype, None if tensor.shape is None else [None] * len(tensor.shape))
+        dtype = tensor.dtype or np.dtype(np.float32)
+        start = gs.Variable(name, dtype, None if tensor.shape is None else [None] * len(tensor.shape))
         tensor.name = f"{name}_computed"
         for consumer in list(tensor.outputs):
             exchange_input(consumer, tensor, start)

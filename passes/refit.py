@@ -87,6 +87,8 @@ class _Run:
         self.fitted: dict[str, np.ndarray] = {}
         self.notes: list[str] = []
         self.fallbacks = 0
+        gone = [b for s in self.analysis.stacks for b in s.blocks if b.index not in cut.blocks[s.prefix]]
+        self.bypassed = {part.exit: part.entry for part in (*gone, *cut.dropped)}
 
     def _mask(self) -> str | None:
         masks = chosen_masks(self.parent, None, self.feeds[0])
@@ -109,6 +111,12 @@ class _Run:
             progress.update(task, completed=len(self.linears))
         if self.fallbacks:
             self.notes.append(f"refit: {self.fallbacks} fits did not lower the held-out error and stay plain slices")
+
+    def _in_child(self, name: str) -> str:
+        """Return the child's tensor for one of the parent's: the exit of a dropped span is its entry."""
+        while name in self.bypassed:
+            name = self.bypassed[name]
+        return name
 
     def _count(self, block: Block) -> int:
         inside = {n for half in block.halves for n in half.nodes}
@@ -133,8 +141,7 @@ class _Run:
         inside = {n for half in halves for n in half.nodes}
         self._fit_group([linear for linear in self.linears if linear.number in inside], targets)
         end = following.entry if following is not None else stack.points[-1]
-        child_end = block.exit if following is not None or block.exit == stack.points[-1] else block.exit
-        self._advance(stack.points, end, child_end)
+        self._advance(stack.points, end, self._in_child(end))
 
     def _aim(self, stack: Stack, half: Half, after: Half | Block | None) -> str | None:
         """Return the parent's tensor that a half block's sum should equal: that of the last half before what follows."""
@@ -152,7 +159,7 @@ class _Run:
                 value = segment.run({**feeds, **known})[end]
                 for name in set(known) & set(points):
                     del known[name]
-                known[parent_end] = value
+                known[end] = value
 
     # one group --------------------------------------------------------------------------------------------------
 
@@ -205,10 +212,10 @@ class _Run:
                 rows = np.hstack([x.astype(np.float64), np.ones((len(x), 1))])
                 yield rows.T @ rows, rows.T @ y, float((y.astype(np.float64) ** 2).sum())
             return
-        minus, plus = ([target[0]], [linear.y]) if target is not None else ([], [])
+        minus, plus = ([self._in_child(target[0])], [linear.y]) if target is not None else ([], [])
         mask = self.mask if self._rows_are_tokens(linear) else None
         starts = list(self.streams.child[0])
-        segment = GramSegment(self.child, starts, linear.x, 0, width, outputs, minus, plus, mask)
+        segment = GramSegment(self.child, starts, self._in_child(linear.x), width, outputs, minus, plus, mask)
         for feeds, known, goal in zip(self.feeds, self.streams.child, goals):
             yield segment.run({**feeds, **known, "refit_target": goal})
 
