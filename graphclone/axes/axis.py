@@ -169,10 +169,15 @@ def _is_opaque(axis: Axis) -> bool:
 
 
 class Equations:
-    """Unification with refinement; `why` names the node whose equation is being added, for the locks it causes."""
+    """Unification with refinement; `why` names the node whose equation is being added, for the locks it causes.
+
+    `conflicts` collects the pairs of dynamic sizes that equations asked to be one: an exporter that names the batch of
+    each input apart says less than its graph does.
+    """
 
     def __init__(self) -> None:
         self.why = ""
+        self.conflicts: list[tuple[Size, Size]] = []
         self._version = 0
 
     def equate(self, a: Axis, b: Axis) -> None:
@@ -181,6 +186,8 @@ class Equations:
         if a is b:
             return
         if a.size != b.size:
+            if a.kind == b.kind == ATOM and not is_static(a) and not is_static(b):
+                self.conflicts.append((a.size, b.size))
             self._give_up(a, b)
             return
         if is_unit(a):

@@ -3,7 +3,8 @@
 import ast
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -32,14 +33,24 @@ def type_axes(model: Model) -> AxisTyping:
         typing = type_axes(graphclone.load("gpt2.onnx")); typing.types["last_hidden_state"]
     """
     load_rules()
-    typing = _Sweep(model).run()
+    same: dict[str, str] = {}
+    while True:
+        sweep = _Sweep(model, same)
+        typing = sweep.run()
+        found = sweep.coinciding_symbols()
+        if not found:
+            break
+        same = {**{symbol: found.get(other, other) for symbol, other in same.items()}, **found}
     typing.sites += find_denominators(typing)
     return typing
 
 
 class _Sweep:
-    def __init__(self, model: Model):
+    """One pass; `same` maps symbolic sizes to those an earlier pass found them to equal."""
+
+    def __init__(self, model: Model, same: Mapping[str, str]):
         self.model = model
+        self.same = same
         self.result = AxisTyping()
         self.equations = Equations()
         self.symbols: dict[str, Size] = {}
@@ -92,6 +103,7 @@ class _Sweep:
         small, large = itertools.cycle(SMALL_PRIMES), itertools.cycle(LARGE_PRIMES)
         for tensor in inputs:
             for axis, size in enumerate(tensor.shape or ()):
+                size = self.same.get(size, size)
                 if isinstance(size, str) and size.isidentifier() and size not in self.symbols:
                     spatial = tensor.dtype is not None and _is_float(tensor) and (axis >= 2 or len(tensor.shape) == 2 > axis > 0)
                     self.symbols[size] = next(large if spatial else small)
@@ -100,11 +112,27 @@ class _Sweep:
         if isinstance(size, (int, np.integer)):
             return (int(size), int(size))
         text = size if isinstance(size, str) and size else where
+        text = self.same.get(text, text)
         if text not in self.symbols:
             known = [_evaluate_symbol(text, {name: pair[p] for name, pair in self.symbols.items()}) for p in (0, 1)]
             fresh = SMALL_PRIMES[len(self.symbols) % len(SMALL_PRIMES)]
             self.symbols[text] = tuple(known) if all(known) else fresh
         return self.symbols[text]
+
+    def coinciding_symbols(self) -> dict[str, str]:
+        """Return the symbols that the graph equates with others: {symbol: the one to use in its place}."""
+        by_size: dict[Size, list[str]] = defaultdict(list)
+        for symbol, size in self.symbols.items():
+            by_size[size].append(symbol)
+        found: dict[str, str] = {}
+        for sizes in self.equations.conflicts:
+            first, second = (by_size[size][0] if size in by_size else None for size in sizes)
+            if first is not None and second is not None:
+                first, second = (found.get(symbol, symbol) for symbol in (first, second))
+                if first != second:
+                    found = {symbol: first if other == second else other for symbol, other in found.items()}
+                    found[second] = first
+        return found
 
     def _type_input(self, tensor: gs.Variable) -> None:
         name = tensor.name
