@@ -61,8 +61,25 @@ def carry_out(
     plan: its scales and replacements. onto: a copy of the model with other weights, which is cut in its place.
     native_constants: as in `apply`. renumber: whether kept blocks are numbered anew in names.
     """
+    return carry_out_traced(cut, model, analysis, plan, onto, native_constants, renumber)[0]
+
+
+def carry_out_traced(
+    cut: Cut,
+    model: Model,
+    analysis: Analysis,
+    plan: Plan = Plan(),  # noqa: B008
+    onto: Model | None = None,
+    native_constants: bool = False,
+    renumber: bool = True,
+    stored_tables: Sequence[str] = (),
+) -> tuple[Model, dict[int, gs.Node]]:
+    """Return the child, and {id of the model's node: the child's node}; a dropped node has no inputs.
+
+    stored_tables: initializers that look like computed tables and are weights of a checkpoint. The rest: `carry_out`.
+    """
     if native_constants:
-        check_tables(analysis.typing, cut)
+        check_tables(analysis.typing, cut, stored_tables)
     child = (onto or model).copy()
     surgeon = _Surgeon(model, child, analysis, cut)
     surgeon.edit_weights(plan)
@@ -71,7 +88,7 @@ def carry_out(
     bypass(child, analysis, cut, renumber)
     if native_constants:
         use_native_constants(child, nodes_in_pairs(analysis.typing, surgeon.nodes))
-    return child
+    return child, surgeon.nodes
 
 
 def _summary(plan: Plan, analysis: Analysis) -> dict:
