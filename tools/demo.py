@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from demo_page import write_page, write_png
-from race import BATCH, EVERY, RATES, Arm, race, steps_to, verdict
+from race import BATCH, EVERY, RATES, Arm, race, steps_to, validation_windows, verdict
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from train_parent import DATA, GPT, Config, Text
+from train_parent import DATA, GPT, Config, Text, validate
 
 import graphclone
 
@@ -93,7 +93,7 @@ def main() -> None:
         raise SystemExit(1)
 
     console.rule(f"4. To PyTorch, and train on {device}")
-    module = graphclone.to_torch(child).to(device)
+    whole, module = graphclone.to_torch(parent).to(device), graphclone.to_torch(child).to(device)
     small = replace(config, hidden=TARGET["hidden"], heads=TARGET["heads"], ffn=TARGET["ffn"], blocks=TARGET["layers"])
     starts = {
         "subcloned": lambda seed: copy.deepcopy(module),
@@ -107,8 +107,8 @@ def main() -> None:
     reached = steps_to(subcloned.steps, subcloned.mean, target)
     result = {
         "arms": [{**asdict(arm), "rate": arm.rate, "steps": arm.steps, "mean": arm.mean} for arm in arms],
-        "parent_loss": json.loads(parent.metadata["validation_loss"]),
-        "parent_parameters": sum(parameter.numel() for parameter in GPT(config).parameters()),
+        "parent_loss": validate(whole, validation_windows(text, config.context, device)),
+        "parent_parameters": sum(parameter.numel() for parameter in whole.parameters()),
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "target": target,
         "reached": reached,

@@ -38,7 +38,7 @@ def draw(arms, result: dict):
         axes.set_xlabel(f"training step ({result['batch']:,} characters each)")
         axes.set_ylabel("validation loss, nats per character")
         axes.set_xlim(0, result["steps"] * 1.005)
-        highest = max(max(arm.mean[1:]) for arm in arms)
+        highest = max(loss for arm in arms for step, loss in zip(arm.steps, arm.mean, strict=True) if step >= 20)
         axes.set_ylim(min(result["parent_loss"], *(arm.mean[-1] for arm in arms)) - 0.08, highest + 0.1)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e7eaec", linewidth=0.8)
@@ -68,7 +68,7 @@ def write_page(arms, result: dict, path: Path) -> None:
 
 def _label_curves(axes, arms) -> None:
     """Name each curve beside itself, where the curves are apart, instead of in a legend."""
-    middle = len(arms[0].steps) // 3
+    middle = next(i for i, step in enumerate(arms[0].steps) if step >= arms[0].steps[-1] * 0.32)
     ordered = sorted(arms, key=lambda arm: arm.mean[middle])
     for arm, above in zip(ordered, (False, True), strict=True):
         axes.annotate(
