@@ -7,7 +7,7 @@ from graphclone.pytorch.program import Op, Unsupported
 from graphclone.pytorch.registry import rule
 
 
-def attend(q, k, v, mask=None, *, causal: bool = False, scale: float | None = None, grouped: bool = False, size=None) -> Code:
+def attend(q, k, v, mask=None, *, causal: bool = False, scale: float | None = None, grouped: bool = False, size=None, dropout: float = 0.0) -> Code:
     """Return `F.scaled_dot_product_attention` with only the arguments that say something.
 
     scale: None is 1 / sqrt(head dim); `size` is the head dim, so that the default need not be written.
@@ -15,6 +15,8 @@ def attend(q, k, v, mask=None, *, causal: bool = False, scale: float | None = No
     text, operands = "F.scaled_dot_product_attention({}, {}, {}", [q, k, v]
     if mask is not None:
         text, operands = text + ", attn_mask={}", [*operands, mask]
+    if dropout:
+        text, operands = text + ", dropout_p={} if self.training else 0.0", [*operands, dropout]
     if causal:
         text += ", is_causal=True"
     if scale is not None and not (isinstance(size, int) and math.isclose(scale, size**-0.5, rel_tol=1e-6)):
@@ -31,6 +33,7 @@ def attention(op: Op) -> Code:
     return attend(
         op[0], op[1], op[2], op[3],
         causal=op.attribute("causal", False), scale=op.attribute("scale"), grouped=grouped, size=op[0].dims[-1],
+        dropout=op.attribute("dropout", 0.0),
     )
 
 
@@ -42,7 +45,7 @@ def split_heads(value, count: int) -> Code:
 def standard_attention(op: Op) -> Code | tuple:
     """Attend as opset 23 and 24 define it, with a cache where there is one."""
     wants = [output is not None for output in op.outputs]
-    if op.attribute("qk_matmul_output_mode", 0) and len(wants) > 3 and wants[3] or len(wants) > 3 and wants[3]:
+    if (op.attribute("qk_matmul_output_mode", 0) and len(wants) > 3 and wants[3]) or (len(wants) > 3 and wants[3]):
         raise Unsupported("its scores output has no PyTorch counterpart")
     if op[6] is not None:
         raise Unsupported("nonpad_kv_seqlen has no PyTorch counterpart")

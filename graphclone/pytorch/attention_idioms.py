@@ -1,7 +1,18 @@
 """Idioms of attention: scores, mask, softmax and context become one call."""
 
 from graphclone.pytorch.program import Op, Value
-from graphclone.pytorch.rewriting import Result, Uses, idiom, made_by, new_op, new_value, number, operands, swap_last, transpose
+from graphclone.pytorch.rewriting import (
+    Result,
+    Uses,
+    idiom,
+    made_by,
+    new_op,
+    new_value,
+    number,
+    operands,
+    swap_last,
+    transpose,
+)
 
 FORBIDDEN = -1e30
 """An added number below this forbids a position in float32, whatever the score."""
@@ -24,7 +35,7 @@ def attention(op: Op, uses: Uses) -> Result:
     q, q_scale = _unscaled(q)
     turned, k_scale = _unscaled(turned)
     scale *= q_scale * k_scale
-    if q.rank != turned.rank or q.rank != op[1].rank or q.rank < 3 or mask is not None and mask.rank > q.rank:
+    if q.rank != turned.rank or q.rank != op[1].rank or q.rank < 3 or (mask is not None and mask.rank > q.rank):
         return None
     k = transpose(turned, swap_last(turned.rank), op)
     return [*ops, k, new_op("Attention", [q, k.output, op[1], mask], op.output, op, scale=scale, causal=False)]

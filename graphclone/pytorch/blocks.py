@@ -93,7 +93,7 @@ def _labels(program: Program, tree: Tree, numbered: list[Node]) -> dict[Op, int]
     for op in program.ops:
         own = {place.get(tree.slot(op, v).node) for v in op.inputs if _is_stored(v)} - {None}
         before = [labels[v.op] for v in op.inputs if v is not None and v.op is not None and v.op in labels]
-        if len(own) > 1 or own and before and max(before) > min(own):
+        if len(own) > 1 or (own and before and max(before) > min(own)):
             return None
         if own or before:
             labels[op] = max([*own, *before])

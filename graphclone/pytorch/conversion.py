@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from graphclone.model import Model
 from graphclone.pytorch import attention_idioms, layout_idioms, norm_idioms, weight_idioms
 from graphclone.pytorch.adoption import adopt
+from graphclone.pytorch.checkpoints import Checkpoint, recover
 from graphclone.pytorch.code import DTYPE, Code
+from graphclone.pytorch.dropout import add_dropout
 from graphclone.pytorch.naming import Names
 from graphclone.pytorch.parameters import Stored, classify, numbers
 from graphclone.pytorch.probing import probe
@@ -38,9 +40,10 @@ class Converted:
     report: dict[str, list[str]] = field(default_factory=dict)
 
 
-def convert(model: Model) -> Converted:
+def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = None) -> Converted:
     """Return the model as PyTorch calls.
 
+    dropout: the rate to put back, 0 for none. checkpoint: a state dict, or where one is, to recover names from.
     Raises: InputError that lists all operators without a rule.
     """
     program = read(model)
@@ -52,13 +55,16 @@ def convert(model: Model) -> Converted:
         for idiom in stage:
             rewrite(program, idiom)
     tie(program, model)
+    lacking = recover(program, checkpoint) if checkpoint is not None else None
     assumed = adopt(program, names)
+    if dropout:
+        add_dropout(program, dropout)
     layout_idioms.share_repeated(program)
     cast_tables(program)
     for op in program.ops:
         op.code = RULES[op.key](op)
     stored = list(dict.fromkeys(v.parameter for v in program.values() if v.parameter is not None and v.known is None))
-    return Converted(program, stored, _report(stored, names, assumed))
+    return Converted(program, stored, _report(stored, names, assumed, lacking))
 
 
 def graph_metadata(model: Model) -> dict[str, str]:
@@ -111,11 +117,12 @@ def like_parameters(op: Op) -> Code:
     return Code("{}.to({})", op[0], DTYPE)
 
 
-def _report(stored: list[Stored], names: Names, assumed: list[str]) -> dict[str, list[str]]:
+def _report(stored: list[Stored], names: Names, assumed: list[str], lacking: list[str] | None) -> dict[str, list[str]]:
     present = {path for each in stored for path in (each.path, *each.aliases)}
+    absent = sorted(name for name, kind in names.kinds.items() if kind == "PARAMETER" and name not in present)
     return {
         "assumed": assumed,
         "unsure": [f"{each.path}: {each.unsure}" for each in stored if each.unsure],
         "unnamed": [each.path for each in stored if each.trainable and names.lost(each.path)],
-        "absent": sorted(name for name, kind in names.kinds.items() if kind == "PARAMETER" and name not in present),
+        "absent": absent if lacking is None else lacking,
     }

@@ -189,7 +189,7 @@ class FunctionWriter:
         raise KeyError(f"nothing has computed {value}")
 
     def known(self, value: Value, op: Op | None) -> str:
-        if value.known.ndim == 0 or value.known.size == 1 and op is not None and broadcasts(op, value):
+        if value.known.ndim == 0 or (value.known.size == 1 and op is not None and broadcasts(op, value)):
             return render(value.known.item(), lambda leaf: self.leaf(leaf, None))
         entries = render(value.known.tolist(), lambda leaf: self.leaf(leaf, None))
         return f"torch.tensor({entries}, dtype={value.dtype}, device={self.device})"

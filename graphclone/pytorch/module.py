@@ -9,8 +9,11 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from graphclone.errors import InputError
 from graphclone.model import Model
+from graphclone.pytorch.checkpoints import Checkpoint
 from graphclone.pytorch.conversion import convert
+from graphclone.pytorch.initialization import initialize
 from graphclone.pytorch.parameters import Stored
 from graphclone.pytorch.source import Source, write_source
 
@@ -21,11 +24,24 @@ VIEWS = {
 }
 
 
-def to_torch(model: Model) -> torch.nn.Module:
+def to_torch(
+    model: Model,
+    *,
+    dropout: float = 0.0,
+    checkpoint_blocks: bool = False,
+    init: str | None = None,
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+) -> torch.nn.Module:
     """Return the model as a module that trains, under the framework's own parameter names.
 
     Its `forward` takes the graph's inputs in order and returns its output, or a tuple of them. `source` is the text it
     runs, `report` lists what was doubtful: parameters whose role or name is a guess, and those the graph lacks.
+
+    dropout: rate to put back where transformers drop in training: embeddings, attention weights, residual branches.
+    checkpoint_blocks: whether blocks compute their activations again in the backward pass, which saves memory.
+    init: "random" for fresh weights of the same shapes, drawn with `seed`; None keeps the model's.
+    checkpoint: the framework's state dict, a .safetensors file or a folder of them, to recover lost names by value.
 
     Raises: InputError that lists every operator without a PyTorch rule.
 
@@ -34,12 +50,16 @@ def to_torch(model: Model) -> torch.nn.Module:
         >>> module.transformer.h[0].attn.c_attn.weight.shape  # doctest: +SKIP
         torch.Size([768, 2304])
     """
-    converted = convert(model)
-    source = write_source(converted, f"{model.graph.name or 'model'}, from ONNX")
+    if not 0.0 <= dropout < 1.0:
+        raise InputError(f"dropout={dropout} is no rate; write a number from 0 up to but without 1")
+    converted = convert(model, dropout, checkpoint)
+    source = write_source(converted, f"{model.graph.name or 'model'}, from ONNX", checkpoint_blocks)
     scope = run(source.text)
     with torch.device("meta"):
         module = scope.Model()
     scope.fill(module, tensors(source))
+    if init is not None:
+        initialize(module, init, seed)
     module.source = source.text
     module.report = converted.report
     return module

@@ -82,7 +82,7 @@ class Names:
     def _told(self, value: Value, op: Op, scope: str, leaf: str | None) -> str:
         """Choose among the names that the signature lists: this module's own, else what torch's own graph says."""
         own = f"{scope}.{leaf}".lstrip(".")
-        if own in self.kinds or self.translated(op) and leaf is not None:
+        if own in self.kinds or (self.translated(op) and leaf is not None):
             return own
         if not self.lost(value.name):
             return value.name

@@ -51,7 +51,7 @@ def _mean_square(value: Value) -> tuple[Value, float] | None:
     square = made_by(mean[0], "Pow", "Mul")
     if square is None:
         return None
-    if square.type == "Pow" and is_number(square[1], 2.0) or square.type == "Mul" and square[0] is square[1]:
+    if (square.type == "Pow" and is_number(square[1], 2.0)) or (square.type == "Mul" and square[0] is square[1]):
         return square[0], number(pair[0])
     return None
 

@@ -62,7 +62,7 @@ def numbers(program: Program, names: Names) -> None:
         value.is_table = _may_be_table(value, users.get(value, []), names)
         dtype = known.torch_type(value.weight.onnx_dtype)
         plain = not dtype.is_floating_point and value.weight.size <= known.LARGEST
-        if plain or value.weight.size == 1 and len(value.weight.shape) <= 1 and not names.is_parameter(value.name):
+        if plain or (value.weight.size == 1 and len(value.weight.shape) <= 1 and not names.is_parameter(value.name)):
             value.dtype, value.dims, value.is_table = dtype, tuple(value.weight.shape), True
             known.known_constant(value, value.weight.load(), dtype)
 

@@ -26,6 +26,8 @@ from safetensors.torch import load_file
 from torch import nn
 '''
 
+CHECKPOINT = "from torch.utils.checkpoint import checkpoint\n"
+
 GROUP = '''
 
 class Group(nn.Module):
@@ -89,16 +91,18 @@ class Source:
     tree: Tree
 
 
-def write_source(converted: Converted, title: str) -> Source:
+def write_source(converted: Converted, title: str, checkpoint_blocks: bool = False) -> Source:
     """Return the source of a converted model.
 
-    title: one line for the file's docstring.
+    title: one line for the file's docstring. checkpoint_blocks: whether blocks compute their activations again in the
+    backward pass instead of keeping them.
     """
-    return _Writer(converted, title).run()
+    return _Writer(converted, title, checkpoint_blocks).run()
 
 
 class _Writer:
-    def __init__(self, converted: Converted, title: str):
+    def __init__(self, converted: Converted, title: str, checkpoint_blocks: bool):
+        self.checkpoint_blocks = checkpoint_blocks
         self.converted = converted
         self.program = converted.program
         self.title = re.sub(r'[^\w .,:;()\[\]/+-]', "_", title)[:100]
@@ -115,6 +119,7 @@ class _Writer:
         body = "".join(bodies)
         used = [function for name, function in vars(helpers).items() if inspect.isfunction(function) and f"{name}(" in body]
         text = HEADER.format(title=self.title)
+        text += CHECKPOINT if "checkpoint(" in body else ""
         text += "".join("\n\n" + inspect.getsource(function).rstrip() + "\n" for function in used)
         text += (GROUP if "Group(" in body else "") + (CONV1D if "Conv1D(" in body else "") + body + LOAD
         tensors = {".".join(slot.path): slot for slots in self.tree.slots.values() for slot in slots if slot.first}
@@ -195,7 +200,7 @@ class _Writer:
         made = {output for stack in self.stacks for each in stack.blocks for output in each.outputs}
         result = []
         for value in block.inputs:
-            streams = value in made or not value.is_table and value.dims and value.rank >= 3
+            streams = value in made or (not value.is_table and value.dims and value.rank >= 3)
             result.append("x" if streams else self.word(value))
         return result
 
@@ -412,7 +417,7 @@ class _Loop(Item):
             words += [writer.size(Size.of(symbol)) for symbol in self.passed(block)]
             target = ", ".join(targets) or "_"
             index = f"{path}[{number}]" if path else f'get_submodule("{number}")'
-            writer.lines.extend(wrap(f"{target} = self.{index}({', '.join(words)})", writer.width))
+            writer.lines.extend(wrap(f"{target} = {self.call(f'self.{index}', words)}", writer.width))
             for output, name in zip(block.outputs, targets, strict=True):
                 writer.names[output] = name
                 writer.taken.add(name)
@@ -473,10 +478,15 @@ class _Loop(Item):
             writer.lines.append(f"for {block}, {names} in own:")
         else:
             writer.lines.append(f"for {block} in {path}:")
-        writer.lines.append(f"    {target} = {block}({', '.join(words)})")
+        writer.lines.append(f"    {target} = {self.call(block, words)}")
         for place, value in enumerate(blocks[-1].outputs):
             writer.names[value] = carried[place]
         return True
+
+    def call(self, block: str, words: list[str]) -> str:
+        if self.source.checkpoint_blocks:
+            return f"checkpoint({', '.join([block, *words])}, use_reentrant=False)"
+        return f"{block}({', '.join(words)})"
 
     def used_outside(self) -> set[Value]:
         mine = {op for block in self.stack.blocks for op in block.ops}
