@@ -16,6 +16,7 @@ from graphclone.verify import bench as bench_module
 from graphclone.verify import verify
 from graphclone.verify.bench import Bench, difference, first_run
 from graphclone.verify.inputs import candidates
+from graphclone.verify.structure import problem_of
 from graphclone.verify.weights import perturbed, raised
 from graphclone.weights import Weight
 
@@ -40,6 +41,18 @@ def test_the_report_reads_well_and_is_json(graph):
     document = json.loads(json.dumps(report.to_json()))
     assert document["ok"] and document["checks"][2]["name"] == "permutation"
     assert document["checks"][2]["figure"] <= document["checks"][2]["tolerance"] == 1e-5
+
+
+def test_operators_that_only_onnxruntime_knows_are_left_to_it(graph):
+    model = graph("""(float[B, 12] x) => (float[B, 12] y) <float[12] g> { y = SimplifiedLayerNormalization(x, g) }""")
+    report = verify(model)
+    assert report.ok, str(report)
+
+
+def test_what_the_checker_objects_to_is_said(graph):
+    model = graph("(float[B, 12] x) => (float[B, 12] y) { y = Relu(x) }")
+    model.graph.outputs[0].shape = ["B", 13]
+    assert "12" in problem_of(model) and "13" in problem_of(model)
 
 
 # inputs ---------------------------------------------------------------------------------------------------------
