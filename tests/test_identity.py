@@ -9,7 +9,7 @@ from graphclone.analysis import analyse
 from graphclone.model import load
 from graphclone.plan import Plan
 from graphclone.surgery import apply
-from graphclone.verify.bench import first_run, run
+from graphclone.verify.running import first_run, run
 
 EXPORTS = sorted((Path(__file__).parent / "fixtures" / "optimum").glob("*/*.onnx"))
 NAMES = [f"{path.parent.name}-{path.stem}" for path in EXPORTS]

@@ -18,7 +18,7 @@ from graphclone.model import Model, load  # noqa: E402
 from graphclone.plan import Plan  # noqa: E402
 from graphclone.surgery import apply  # noqa: E402
 from graphclone.verify import verify  # noqa: E402
-from graphclone.verify.bench import difference, run  # noqa: E402
+from graphclone.verify.running import difference, run  # noqa: E402
 
 FAMILIES = ("gpt2", "llama", "bert", "vit")
 QUICK = ("dynamo20", "legacy17")

@@ -11,8 +11,8 @@ from graphclone.errors import CutError
 from graphclone.model import Model, load
 from graphclone.plan import Plan
 from graphclone.surgery import apply
-from graphclone.verify.bench import difference, run
 from graphclone.verify.inputs import candidates
+from graphclone.verify.running import difference, run
 
 FIXTURES = Path(__file__).parent / "fixtures" / "optimum"
 

@@ -14,8 +14,9 @@ from graphclone.plan import Plan
 from graphclone.surgery import apply
 from graphclone.verify import bench as bench_module
 from graphclone.verify import verify
-from graphclone.verify.bench import Bench, difference, first_run
+from graphclone.verify.bench import Bench
 from graphclone.verify.inputs import candidates
+from graphclone.verify.running import difference, first_run
 from graphclone.verify.structure import problem_of
 from graphclone.verify.weights import perturbed, raised
 from graphclone.weights import Weight

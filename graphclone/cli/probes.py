@@ -8,7 +8,7 @@ from graphclone.calibration.feeds import Feeds, input_specs
 from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.plan import Plan
-from graphclone.verify.bench import first_run
+from graphclone.verify.running import first_run
 
 COUNT = 2
 

@@ -12,10 +12,11 @@ from graphclone.native import has_native_constants
 from graphclone.plan import Plan, resolve
 from graphclone.surgery import apply
 from graphclone.verify import oracles
-from graphclone.verify.bench import TOLERANCE, Bench, first_run, run
+from graphclone.verify.bench import Bench
 from graphclone.verify.child import compare_outputs, compare_weights
 from graphclone.verify.inputs import Feeds
 from graphclone.verify.report import Check, Report
+from graphclone.verify.running import TOLERANCE, first_run, run
 from graphclone.verify.structure import problem_of
 from graphclone.verify.weights import is_low, raised
 

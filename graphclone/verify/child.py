@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from graphclone.model import Model
-from graphclone.verify.bench import difference, run
 from graphclone.verify.inputs import Feeds
+from graphclone.verify.running import difference, run
 from graphclone.weights import Weight
 
 

@@ -8,9 +8,10 @@ from graphclone.axes.axis import Axis, find, leaves
 from graphclone.axes.notation import Pattern, parse
 from graphclone.errors import GraphcloneError
 from graphclone.plan import Cut
-from graphclone.verify.bench import TOLERANCE, Bench, difference, run
+from graphclone.verify.bench import Bench
 from graphclone.verify.inputs import Feeds
 from graphclone.verify.report import Check
+from graphclone.verify.running import TOLERANCE, difference, run
 from graphclone.verify.weights import zeroed
 
 
