@@ -250,6 +250,7 @@ DEBERTA_V2 = Family(
                 attributes=_DEBERTA_BLOCK.attributes | {"attention.self.query_proj": {"scaled_rows": QUERY_SCALE}},
             ),
         ),
+        stack_coupled=("heads",),  # by positions that dynamo expands to batch * heads once for all blocks
     ),
     extra=PLAIN,
 )

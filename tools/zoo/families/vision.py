@@ -169,9 +169,9 @@ SWIN = Family(
 )
 
 REDUCTION = {
-    "attention.sequence_reduction.sequence_reduction.weight": "reduced hidden_0 _ _",
-    "attention.sequence_reduction.*": "reduced",
-    "attention.[kv]_proj.weight": "(heads head_dim) reduced",
+    "attention.sequence_reduction.sequence_reduction.weight": "ffn_0 hidden_0 _ _",
+    "attention.sequence_reduction.*": "ffn_0",
+    "attention.[kv]_proj.weight": "(heads head_dim) ffn_0",
 }
 
 
@@ -205,7 +205,7 @@ SEGFORMER = Family(
     {"pixel_values": Input("floats", (BATCH, 3, 32, 32))},
     {"logits": (BATCH, LABELS, 8, 8)},
     Layout(
-        sizes={"hidden_0": 24, "hidden_1": 40, "head_0": 36, "head_1": 36, "head_2": 36, "reduced": 24}
+        sizes={"hidden_0": 24, "hidden_1": 40, "head_0": 36, "head_1": 36, "head_2": 36, "ffn_0": 24}
         | {f"blocks.{i}.{name}": size for i in (0, 1) for name, size in {"heads": 2, "head_dim": 12, "ffn": 72}.items()}
         | {"heads": 4, "head_dim": 10, "ffn": 160},
         before=_free_reduction,
