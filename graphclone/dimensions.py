@@ -74,6 +74,7 @@ class _Namer:
         self.ffn_leaves: set[int] = set()  # of these, the ones that are the ffn of some block
         self.heads: dict[int, Axis] = {}
         self.carriers = self._carriers()
+        self.fed = self._fed()
 
     def run(self) -> tuple[Dimension, ...]:
         for stack in self.stacks:
@@ -117,6 +118,11 @@ class _Namer:
                     for leaf in leaves(axis):
                         carriers[id(leaf)].add(name)
         return carriers
+
+    def _fed(self) -> set[int]:
+        """Return the locked atoms of graph inputs: their batch and length, where the export fixed them."""
+        axes = (axis for tensor in self.graph.inputs for axis in self.typing.types.get(tensor.name) or ())
+        return {id(leaf) for axis in axes for leaf in leaves(axis) if leaf.lock is not None}
 
     def _weights_of(self, axes: Iterable[Axis]) -> int:
         return len(set().union(*(self.carriers.get(id(leaf), set()) for axis in axes for leaf in leaves(axis)), set()))
@@ -177,8 +183,11 @@ class _Namer:
         return roles + [(role, axis) for axis in values[-1:]]
 
     def _carried(self, axes: list[Axis]) -> list[Axis]:
-        """Leave out axes no initializer carries: a static batch is no head."""
-        return [axis for axis in axes if any(self.carriers.get(id(leaf)) for leaf in leaves(axis))] or axes
+        """Leave out axes that are an input's, or that no initializer carries: a static batch is no head."""
+        mixed = [any(id(leaf) in self.fed for leaf in leaves(axis)) for axis in axes]
+        parts = [p for axis, split in zip(axes, mixed) for p in (_outer_parts(axis) if split else (axis,))]
+        parts = [axis for axis in parts if not {id(leaf) for leaf in leaves(axis)} <= self.fed]
+        return [axis for axis in parts if any(self.carriers.get(id(leaf)) for leaf in leaves(axis))] or parts or axes
 
     def _head_roles(self, heads: list[Axis]) -> list[tuple[str, Axis]]:
         if not heads:
