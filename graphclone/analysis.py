@@ -11,11 +11,12 @@ from graphclone.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """typing: the axes of every tensor. stacks: the residual streams. dimensions: the named widths."""
+    """typing: the axes of every tensor. stacks: the residual streams. dimensions: the named widths. outputs: the graph's."""
 
     typing: AxisTyping
     stacks: tuple[Stack, ...]
     dimensions: tuple[Dimension, ...]
+    outputs: frozenset[str] = frozenset()
 
     def dimension(self, name: str) -> Dimension | None:
         """Return the dimension of a name or alias."""
@@ -34,4 +35,5 @@ def analyse(model: Model) -> Analysis:
     """
     typing = type_axes(model)
     stacks = find_stacks(model.graph, typing)
-    return Analysis(typing, stacks, name_dimensions(typing, stacks, model.graph))
+    outputs = frozenset(tensor.name for tensor in model.graph.outputs)
+    return Analysis(typing, stacks, name_dimensions(typing, stacks, model.graph), outputs)

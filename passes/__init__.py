@@ -6,8 +6,9 @@
 from passes.depth import Depth
 from passes.refit import Refit
 from passes.rescale import Rescale
+from passes.rotate import Rotate
 from passes.width import Width
 
-PASSES = (Depth, Width, Rescale, Refit)
+PASSES = (Depth, Width, Rescale, Rotate, Refit)
 
-__all__ = ["PASSES", "Depth", "Refit", "Rescale", "Width"]
+__all__ = ["PASSES", "Depth", "Refit", "Rescale", "Rotate", "Width"]

@@ -1,0 +1,183 @@
+"""Rotate: one orthogonal change of basis of the residual stream, so that a cut keeps its main directions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphclone.axes.axis import find
+from graphclone.calibration.data import open_data
+from graphclone.calibration.run import measure
+from graphclone.calibration.statistics import Statistics
+from graphclone.calibration.taps import Moment, Tap
+from graphclone.dimensions import Dimension, axis_key
+from graphclone.errors import CutError, InputError
+from graphclone.model import Model
+from graphclone.pipeline import Context
+from graphclone.plan import Cut, Plan, resolve
+from graphclone.rotation import Norm, Rotatable, rotatable
+
+SMALLEST_GAIN = 1e-6
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Replace the choice of channels of every cut hidden width by its principal directions.
+
+    The covariance is that of the normalised stream, with an equal vote of every norm (arXiv 2401.15024 for the rotation;
+    balanced over depth). Norm weights fold into their readers first. For RMSNorm the d' main directions are kept; for
+    LayerNorm d' - 1 of them, mapped into the mean-free subspace of R^d', where the operator stays exact:
+    M = V U' with U orthogonal to the vector of ones. Each norm's gain becomes sqrt(kept energy / d'), a number.
+    Runs after `width`, which sets the sizes.
+    skip: where a node forbids it, tell and go on with the plan as it is, instead of raising CutError.
+
+    Example:
+        width{hidden=384},rotate
+    """
+
+    name = "rotate"
+    skip: bool = False
+
+    def run(self, parent: Model, plan: Plan, stats: Statistics | None, context: Context) -> Plan:
+        cut = resolve(plan, context.analysis)
+        cuts = [d for d in context.analysis.dimensions if d.role == "hidden" and cut.picks(d.axes[0]) is not None]
+        if not cuts:
+            return plan
+        if context.data is None:
+            raise InputError("rotate measures the covariance of the stream on samples; give them with --data")
+        for dimension in cuts:
+            try:
+                plan = self._rotate(parent, plan, cut, dimension, context)
+            except CutError as error:
+                if not self.skip:
+                    raise
+                context.notes.append(f"rotate: skipped, {error}")
+        return plan
+
+    def _rotate(self, parent: Model, plan: Plan, cut: Cut, dimension: Dimension, context: Context) -> Plan:
+        proof = rotatable(context.analysis, dimension.axes[0])
+        gone = _dropped_tensors(context, cut)
+        norms = [norm for norm in proof.norms if norm.output not in gone]
+        if not norms:
+            raise CutError(f"cannot rotate '{dimension.name}': no norm reads it, so there is no covariance to balance")
+        weights = parent.weights
+        values = {name: weights[name].load().astype(np.float64) for name in proof.carriers}
+        second = _second_moments(parent, norms, values, context)
+        kept = cut.size(proof.axis)[0]
+        basis = _basis(sum(moment / np.trace(moment) for moment in second), kept, any(n.centred for n in norms))
+        _fold(proof, values)
+        _set_norms(norms, values, second, basis)
+        replaced = {}
+        owned = {name for norm in proof.norms for name in (norm.gain, norm.shift) if name}
+        dropped = owned - {name for norm in norms for name in (norm.gain, norm.shift) if name}
+        for name, position in proof.carriers.items():
+            if name in dropped:
+                continue
+            array = values[name]
+            if name not in owned:
+                array = np.moveaxis(np.tensordot(array, basis, (position, 0)), -1, position)
+            for axis, pick in enumerate(_other_picks(context, cut, name, position)):
+                if pick is not None:
+                    array = np.take(array, pick, axis)
+            replaced[name] = array.astype(weights[name].dtype)
+        context.bases[axis_key(proof.axis)] = basis
+        context.notes.append(_told(dimension, second, basis))
+        scale = {name: factor for name, factor in plan.scale.items() if name not in replaced}
+        return plan.with_(replace={**plan.replace, **replaced}, scale=scale)
+
+
+def _told(dimension: Dimension, second: list[np.ndarray], basis: np.ndarray) -> str:
+    share = np.mean([np.trace(basis.T @ m @ basis) / np.trace(m) for m in second])
+    return f"rotate: '{dimension.name}' keeps {share:.1%} of the normalised stream's energy in {basis.shape[1]} directions"
+
+
+def _dropped_tensors(context: Context, cut: Cut) -> set[str]:
+    """Return the tensors computed in dropped blocks."""
+    nodes = context.analysis.typing.nodes
+    halves = [h for s in context.analysis.stacks for b in s.blocks if b.index not in cut.blocks[s.prefix] for h in b.halves]
+    return {t.name for half in (*halves, *cut.dropped) for n in half.nodes for t in nodes[n].op.node.outputs}
+
+
+def _second_moments(parent: Model, norms: list[Norm], values: dict, context: Context) -> list[np.ndarray]:
+    """Return E[n n'] of what each norm gives before its weight and bias, measured on the parent."""
+    found = measure(
+        parent,
+        open_data(context.data, parent),
+        [Tap(norm.output) for norm in norms],
+        (),
+        [Moment(norm.output) for norm in norms],
+        progress=context.progress,
+    )
+    result = []
+    for norm in norms:
+        moment, mean = found.second_moment(Moment(norm.output)), found.mean(Tap(norm.output))
+        shift = values[norm.shift].reshape(-1) if norm.shift else np.zeros(len(mean))
+        gain = values[norm.gain].reshape(-1) if norm.gain else np.ones(len(mean))
+        gain = np.where(np.abs(gain) < SMALLEST_GAIN, SMALLEST_GAIN, gain)
+        centred = moment - np.outer(shift, mean) - np.outer(mean, shift) + np.outer(shift, shift)
+        result.append(centred / np.outer(gain, gain))
+    return result
+
+
+def _basis(covariance: np.ndarray, kept: int, mean_free: bool) -> np.ndarray:
+    """Return M [d, d']: the main directions, mapped into the mean-free subspace of R^d' for LayerNorm."""
+    size = len(covariance)
+    if not mean_free:
+        _, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+        return vectors[:, ::-1][:, :kept]
+    centre = np.eye(size) - 1 / size
+    _, vectors = np.linalg.eigh(centre @ (covariance + covariance.T) @ centre / 2)
+    return vectors[:, ::-1][:, : kept - 1] @ mean_free_basis(kept).T
+
+
+def mean_free_basis(size: int) -> np.ndarray:
+    """Return U [d', d'-1] with orthonormal columns that are orthogonal to the vector of ones: a reflection's columns.
+
+    Example:
+        >>> U = mean_free_basis(4)
+        >>> bool(np.allclose(U.T @ U, np.eye(3)) and np.allclose(U.sum(axis=0), 0))
+        True
+    """
+    ones = np.full(size, size**-0.5)
+    normal = ones.copy()
+    normal[0] += 1.0
+    reflection = np.eye(size) - 2 * np.outer(normal, normal) / (normal @ normal)
+    return reflection[:, 1:]
+
+
+def _fold(proof: Rotatable, values: dict[str, np.ndarray]) -> None:
+    """Multiply norm weights into the matrices that read them, layer scales into those that write them."""
+    for norm in proof.norms:
+        for reader in norm.readers if norm.gain else ():
+            values[reader] *= _along(values[norm.gain], values[reader].ndim, proof.carriers[reader])
+    for scale, writers in proof.layer_scales.items():
+        for writer in writers:
+            values[writer] *= _along(values[scale], values[writer].ndim, proof.carriers[writer])
+        values[scale] = np.ones_like(values[scale])
+
+
+def _along(vector: np.ndarray, rank: int, position: int) -> np.ndarray:
+    return vector.reshape([-1 if axis == position else 1 for axis in range(rank)])
+
+
+def _set_norms(norms: list[Norm], values: dict[str, np.ndarray], second: list[np.ndarray], basis: np.ndarray) -> None:
+    """Give each norm its gain as a number, and its bias in the new basis, as its readers take it now."""
+    gains: dict[str, list[float]] = {}
+    old = {norm.gain: values[norm.gain].reshape(-1) for norm in norms if norm.gain}
+    for norm, moment in zip(norms, second):
+        if norm.gain:
+            gains.setdefault(norm.gain, []).append(float(np.sqrt(np.trace(basis.T @ moment @ basis) / basis.shape[1])))
+    for norm in norms:
+        if norm.shift:
+            weight = old[norm.gain] if norm.gain else np.ones(len(basis))
+            weight = np.where(np.abs(weight) < SMALLEST_GAIN, SMALLEST_GAIN, weight)
+            shape = [*values[norm.shift].shape[:-1], basis.shape[1]]
+            values[norm.shift] = ((values[norm.shift].reshape(-1) / weight) @ basis).reshape(shape)
+    for name, several in gains.items():
+        shape = [*values[name].shape[:-1], basis.shape[1]]
+        values[name] = np.full(shape, np.mean(several))
+
+
+def _other_picks(context: Context, cut: Cut, name: str, position: int) -> list[np.ndarray | None]:
+    """Return the kept indices of the other axes of an initializer."""
+    use = context.analysis.typing.uses[name][0]
+    return [None if axis == position else cut.picks(find(a)) for axis, a in enumerate(use.axes)]
