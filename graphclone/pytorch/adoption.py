@@ -15,7 +15,9 @@ def adopt(program: Program, names: Names) -> list[str]:
     A whole table looked up at export (positions 0, 1, 2, ...) is a plain tensor in the graph, and torch lists a
     tied parameter under each of its names though the graph reads one.
     """
-    stored = {value: value.parameter for value in program.values() if value.parameter is not None and value.known is None}
+    stored = {
+        value: value.parameter for value in program.values() if value.parameter is not None and value.known is None
+    }
     used = {path for each in stored.values() for path in (each.path, *each.aliases)}
     absent = [name for name, kind in names.kinds.items() if kind == "PARAMETER" and name not in used]
     users = program.users()
@@ -67,7 +69,7 @@ def _module(name: str) -> str:
 
 
 def _may_tie(name: str, paths: list[str]) -> bool:
-    """Tell whether `name` could be one more name: `cls.bias` of `cls.decoder.bias`, `shared.weight` of two embeddings."""
+    """Tell whether `name` could be one more: `cls.bias` of `cls.decoder.bias`, `shared.weight` of two embeddings."""
     leaf = name.rpartition(".")[2]
     if leaf == "bias":
         return any(path.endswith(".bias") and _module(_module(path)) == _module(name) for path in paths)

@@ -7,7 +7,18 @@ from graphclone.pytorch.program import Op, Unsupported
 from graphclone.pytorch.registry import rule
 
 
-def attend(q, k, v, mask=None, *, causal: bool = False, scale: float | None = None, grouped: bool = False, size=None, dropout: float = 0.0) -> Code:
+def attend(
+    q,
+    k,
+    v,
+    mask=None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    grouped: bool = False,
+    size=None,
+    dropout: float = 0.0,
+) -> Code:
     """Return `F.scaled_dot_product_attention` with only the arguments that say something.
 
     scale: None is 1 / sqrt(head dim); `size` is the head dim, so that the default need not be written.
@@ -31,8 +42,14 @@ def attention(op: Op) -> Code:
     """Attend; inputs are q, k, v (batch, heads, sequence, head_dim) and a mask."""
     grouped = op[0].dims[-3] != op[1].dims[-3]
     return attend(
-        op[0], op[1], op[2], op[3],
-        causal=op.attribute("causal", False), scale=op.attribute("scale"), grouped=grouped, size=op[0].dims[-1],
+        op[0],
+        op[1],
+        op[2],
+        op[3],
+        causal=op.attribute("causal", False),
+        scale=op.attribute("scale"),
+        grouped=grouped,
+        size=op[0].dims[-1],
         dropout=op.attribute("dropout", 0.0),
     )
 
@@ -52,7 +69,9 @@ def standard_attention(op: Op) -> Code | tuple:
     flat = op[0].rank == 3
     heads, kv_heads = int(op.attribute("q_num_heads", 0)), int(op.attribute("kv_num_heads", 0))
     q, k, v = (
-        (split_heads(op[0], heads), split_heads(op[1], kv_heads), split_heads(op[2], kv_heads)) if flat else op.inputs[:3]
+        (split_heads(op[0], heads), split_heads(op[1], kv_heads), split_heads(op[2], kv_heads))
+        if flat
+        else op.inputs[:3]
     )
     if not flat:
         heads, kv_heads = op[0].dims[1], op[1].dims[1]
@@ -127,7 +146,9 @@ def packed_attention(op: Op) -> Code:
     mask = _contrib_mask(op, op[3], op[5])
     causal = bool(op.attribute("unidirectional", 0))
     if causal and mask is not None:
-        mask = Code("{}.masked_fill(~causal_mask({}, {}, {}), float('-inf'))", mask, op[0].dims[1], op[0].dims[1], DEVICE)
+        mask = Code(
+            "{}.masked_fill(~causal_mask({}, {}, {}), float('-inf'))", mask, op[0].dims[1], op[0].dims[1], DEVICE
+        )
         causal = False
     scale = op.attribute("scale") or None
     call = "F.scaled_dot_product_attention(*{}, attn_mask={}, is_causal={}, scale={}).transpose(1, 2).flatten(2)"

@@ -42,7 +42,7 @@ INDEX = re.compile(r"\d+")
 
 
 def find_stacks(program: Program, tree: Tree) -> list[Stack]:
-    """Return the stacks whose blocks can be classes: outer ones first, inner ones where the outer ones do not repeat."""
+    """Return the stacks whose blocks can be classes: outer ones first, inner ones where those do not repeat."""
     stacks: list[Stack] = []
     taken: set[Op] = set()
     for node in tree.root.walk():
@@ -117,7 +117,11 @@ def _block(program: Program, tree: Tree, node: Node, index: int, ops: list[Op]) 
     outside = {leaf for op in program.ops if op not in mine for leaf in leaves(op.code) if isinstance(leaf, Value)}
     outside.update(program.outputs)
     outside.update(
-        symbol.value for op in program.ops if op not in mine for leaf in leaves(op.code) if isinstance(leaf, Size)
+        symbol.value
+        for op in program.ops
+        if op not in mine
+        for leaf in leaves(op.code)
+        if isinstance(leaf, Size)
         for symbol in symbols(leaf)
     )
     block.outputs = [output for op in ops for output in op.outputs if output is not None and output in outside]
@@ -150,7 +154,10 @@ def _describe(block: Block, tree: Tree) -> None:
 
     for number, op in enumerate(block.ops):
         codes = op.code if isinstance(op.code, tuple) else (op.code,)
-        texts = [None if code is None else render(code, lambda each, op=op: leaf(each, op), integers.append) for code in codes]
+        texts = [
+            None if code is None else render(code, lambda each, op=op: leaf(each, op), integers.append)
+            for code in codes
+        ]
         for place, output in enumerate(op.outputs):
             if output is not None:
                 names[output] = f"v{number}.{place}"
@@ -201,4 +208,3 @@ def _ancestors(values: Iterable[Value], ops: list[Op]) -> list[Op]:
         needed.add(op)
         pending.extend(value.op for value in op.inputs if value is not None and value.op is not None)
     return [op for op in ops if op in needed]
-

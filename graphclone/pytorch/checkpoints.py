@@ -113,7 +113,14 @@ def _offset(program: Program, value: Value, own: np.ndarray, names: list[str], t
     weight = Weight.of(np.ascontiguousarray(tensors[found[0]].astype(own.dtype)))
     one = new_value("one", (), value.dtype)
     one.known = array(1.0)
-    source = Value(found[0], None, weight, dims=value.dims, dtype=value.dtype, parameter=Stored(found[0], weight, value.dtype, True))
+    source = Value(
+        found[0],
+        None,
+        weight,
+        dims=value.dims,
+        dtype=value.dtype,
+        parameter=Stored(found[0], weight, value.dtype, True),
+    )
     total = new_value(found[0], value.dims, value.dtype)
     readers = [op for op in program.ops if value in op.inputs]
     op = new_op("Add", [source, one], total, readers[0], domain="")

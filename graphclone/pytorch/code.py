@@ -53,7 +53,7 @@ class Code:
 
 
 def render(code: Any, leaf: Callable[[Any], str], integer: Callable[[int], str | None] = repr) -> str:
-    """Return the text of an expression; `leaf` gives the text of values, sizes and markers, `integer` that of numbers."""
+    """Return the text of an expression; `leaf` gives that of values, sizes and markers, `integer` of numbers."""
     if isinstance(code, Code):
         return code.template.format(*(render(operand, leaf, integer) for operand in code.operands))
     if isinstance(code, tuple):

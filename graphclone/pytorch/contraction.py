@@ -97,7 +97,13 @@ def conv(op: Op) -> Code:
     group = int(op.attribute("group", 1))
     return Code(
         f"F.conv{rank}d({{}}, {{}}, {{}}, stride={{}}, padding={{}}, dilation={{}}, groups={{}})",
-        source, op[1], op[2], strides, before, dilations, group,
+        source,
+        op[1],
+        op[2],
+        strides,
+        before,
+        dilations,
+        group,
     )
 
 
@@ -109,8 +115,16 @@ def conv_transpose(op: Op) -> Code:
         raise Unsupported("asymmetric pads and output_shape have no PyTorch counterpart")
     extra = tuple(op.attribute("output_padding") or (0,) * rank)
     return Code(
-        f"F.conv_transpose{rank}d({{}}, {{}}, {{}}, stride={{}}, padding={{}}, output_padding={{}}, groups={{}}, dilation={{}})",
-        op[0], op[1], op[2], strides, before, extra, int(op.attribute("group", 1)), dilations,
+        f"F.conv_transpose{rank}d({{}}, {{}}, {{}}, stride={{}}, padding={{}}, "
+        "output_padding={}, groups={}, dilation={})",
+        op[0],
+        op[1],
+        op[2],
+        strides,
+        before,
+        extra,
+        int(op.attribute("group", 1)),
+        dilations,
     )
 
 
@@ -127,11 +141,21 @@ def pool(op: Op) -> Code:
             source = op[0]
         return Code(
             f"F.max_pool{rank}d({{}}, {{}}, stride={{}}, padding={{}}, dilation={{}}, ceil_mode={{}})",
-            source, kernel, strides, before, dilations, ceil,
+            source,
+            kernel,
+            strides,
+            before,
+            dilations,
+            ceil,
         )
     if before != after:
         raise Unsupported("asymmetric pads have no PyTorch counterpart")
     return Code(
         f"F.avg_pool{rank}d({{}}, {{}}, stride={{}}, padding={{}}, ceil_mode={{}}, count_include_pad={{}})",
-        op[0], kernel, strides, before, ceil, bool(op.attribute("count_include_pad", 0)),
+        op[0],
+        kernel,
+        strides,
+        before,
+        ceil,
+        bool(op.attribute("count_include_pad", 0)),
     )

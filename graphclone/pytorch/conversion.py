@@ -99,7 +99,13 @@ def cast_tables(program: Program) -> None:
             return None
         made = []
         for slot, each in enumerate(op.inputs):
-            if each is None or not each.is_table or each.op is None or each.known is not None or not each.dtype.is_floating_point:
+            if (
+                each is None
+                or not each.is_table
+                or each.op is None
+                or each.known is not None
+                or not each.dtype.is_floating_point
+            ):
                 continue
             if each not in cast:
                 output = new_value(each.name, each.dims, each.dtype)

@@ -49,7 +49,12 @@ def _embedding_ends(program: Program) -> set[Value]:
         inputs = [value for value in op.inputs if value is not None and value.known is None and value.parameter is None]
         if op.domain == IDIOMS and op.type == "Embedding" and op.output.rank == 3:
             chain.add(op.output)
-        elif op.type == "Add" and not op.domain and any(v in chain for v in inputs) and all(v in chain or v.is_table for v in inputs):
+        elif (
+            op.type == "Add"
+            and not op.domain
+            and any(v in chain for v in inputs)
+            and all(v in chain or v.is_table for v in inputs)
+        ):
             chain.add(op.output)
         elif op.type == "Mul" and not op.domain and any(v in chain for v in inputs) and len(inputs) == 1:
             chain.add(op.output)
@@ -65,7 +70,9 @@ READERS = {"Add", "LayerNorm", "RMSNorm", "Linear", "Conv"}
 
 def _ends(value: Value, chain: set[Value], users: dict[Value, list[Op]]) -> bool:
     reading = users.get(value, [])
-    return any(op.type in READERS for op in reading) and not any(output in chain for op in reading for output in op.outputs)
+    return any(op.type in READERS for op in reading) and not any(
+        output in chain for op in reading for output in op.outputs
+    )
 
 
 def _is_table_of_positions(value: Value | None) -> bool:

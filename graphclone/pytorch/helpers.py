@@ -27,7 +27,7 @@ def rotary_halves(x, cos, sin):
 
 
 def rotary_pairs(x, cos, sin):
-    """Rotate neighbouring entries of x (batch, heads, sequence, head_dim); cos and sin are (batch, sequence, size / 2)."""
+    """Rotate pairs of entries of x (batch, heads, sequence, head_dim); cos and sin are (batch, sequence, size / 2)."""
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     size = 2 * cos.shape[-1]
     a, b, rest = x[..., :size:2], x[..., 1:size:2], x[..., size:]

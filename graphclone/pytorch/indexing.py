@@ -15,7 +15,12 @@ def gather(op: Op) -> Code:
         return Code("{}[" + lead + "{}]", op[0], indices.scalar)
     if indices.known is not None and indices.known.size == 1:
         lead = ":, " * axis
-        return Code("{}[" + lead + "{}]" + ".unsqueeze({})" * indices.known.ndim, op[0], indices.scalar, *[axis] * indices.known.ndim)
+        return Code(
+            "{}[" + lead + "{}]" + ".unsqueeze({})" * indices.known.ndim,
+            op[0],
+            indices.scalar,
+            *[axis] * indices.known.ndim,
+        )
     if indices.known is not None and len(indices.dims) == 1:
         return Code("{}[" + ":, " * axis + "{}]", op[0], [int(each) for each in indices.known])
     if axis == 0 and op[0].rank == 2 and op[0].dtype.is_floating_point and op[0].parameter is not None:

@@ -110,7 +110,12 @@ def one_chunk_for_halves(op: Op, uses: Uses) -> Result:
         return None
     high_value, low_value = negative[0], op[1]
     source = high_value.op[0] if high_value.op is not None and high_value.op.type in ("Slice", "Split") else None
-    if source is None or low_value.op is None or low_value.op.type not in ("Slice", "Split") or low_value.op[0] is not source:
+    if (
+        source is None
+        or low_value.op is None
+        or low_value.op.type not in ("Slice", "Split")
+        or low_value.op[0] is not source
+    ):
         return None
     size = source.dims[-1]
     if not isinstance(size, int) or size % 2 or high_value.dims[-1] != size // 2 or low_value.dims[-1] != size // 2:

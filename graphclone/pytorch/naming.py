@@ -13,15 +13,20 @@ LOST = re.compile(
 )
 """What exporters call tensors whose name is gone."""
 SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
-SIGNATURE_LINE = re.compile(r"^(?P<key>\w+): (?P<kind>PARAMETER|BUFFER|CONSTANT_TENSOR) target='(?P<target>[^']+)'", re.MULTILINE)
-FX_TARGET = re.compile(r"target=torch\.ops\.aten\.(linear|addmm|mm|bmm|matmul|embedding|conv\w*|convolution|layer_norm|native_layer_norm)\.")
+SIGNATURE_LINE = re.compile(
+    r"^(?P<key>\w+): (?P<kind>PARAMETER|BUFFER|CONSTANT_TENSOR) target='(?P<target>[^']+)'", re.MULTILINE
+)
+FX_TARGET = re.compile(
+    r"target=torch\.ops\.aten\.(linear|addmm|mm|bmm|matmul|embedding|conv\w*|convolution|layer_norm|native_layer_norm)\."
+)
 FX_ARGUMENT = re.compile(r"%([pbc]_\w+)")
 
 LEAVES = {
     ("MatMul", 0): "weight", ("MatMul", 1): "weight", ("Gemm", 1): "weight", ("Gemm", 2): "bias",
     ("Conv", 1): "weight", ("Conv", 2): "bias", ("ConvTranspose", 1): "weight", ("ConvTranspose", 2): "bias",
     ("LayerNormalization", 1): "weight", ("LayerNormalization", 2): "bias", ("RMSNormalization", 1): "weight",
-    ("SimplifiedLayerNormalization", 1): "weight", ("GroupNormalization", 1): "weight", ("GroupNormalization", 2): "bias",
+    ("SimplifiedLayerNormalization", 1): "weight",
+    ("GroupNormalization", 1): "weight", ("GroupNormalization", 2): "bias",
     ("BatchNormalization", 1): "weight", ("BatchNormalization", 2): "bias", ("InstanceNormalization", 1): "weight",
     ("InstanceNormalization", 2): "bias", ("Gather", 0): "weight", ("Transpose", 0): "weight",
     ("Mul", 0): "weight", ("Mul", 1): "weight", ("Add", 0): "bias", ("Add", 1): "bias",
@@ -109,11 +114,17 @@ class Names:
         return self.scope(op) != op.scope
 
     def _learn(self, program: Program) -> dict[tuple[str, ...], tuple[str, ...]]:
-        """Learn where scopes and names of initializers part: a wrapper that scopes leave out, blocks renumbered by a cut."""
+        """Learn where scopes and names part: a wrapper that scopes leave out, blocks that a cut renumbered."""
         votes: dict[tuple[str, ...], Counter] = {}
         for op in program.ops:
             for value in op.inputs:
-                if value is None or value.weight is None or LOST.search(value.name) or not op.scope or op.type == "Identity":
+                if (
+                    value is None
+                    or value.weight is None
+                    or LOST.search(value.name)
+                    or not op.scope
+                    or op.type == "Identity"
+                ):
                     continue
                 scope, own = op.scope.split("."), value.name.split(".")[:-1]
                 same = 0
@@ -125,7 +136,9 @@ class Names:
                     for length in range(len(scope) + 1):
                         votes.setdefault(tuple(scope[:length]), Counter())[tuple(scope[:length])] += 1
                 else:
-                    more = int(same == len(scope))  # the whole scope fits: what is before it holds for its first part alone
+                    more = int(
+                        same == len(scope)
+                    )  # the whole scope fits: what is before it holds for its first part alone
                     head, target = tuple(scope[: len(scope) - same + more]), tuple(own[: len(own) - same + more])
                     votes.setdefault(head, Counter())[target] += 1
         winners = {head: counter.most_common(1)[0][0] for head, counter in votes.items()}

@@ -84,7 +84,11 @@ def layer_norm(op: Op, uses: Uses) -> Result:
     if mean is None or mean[0] is not gap[0]:
         return None
     axes = mean.integers(1, "axes")
-    if axes is None or [axis % mean[0].rank for axis in axes] != [mean[0].rank - 1] or not mean.attribute("keepdims", 1):
+    if (
+        axes is None
+        or [axis % mean[0].rank for axis in axes] != [mean[0].rank - 1]
+        or not mean.attribute("keepdims", 1)
+    ):
         return None
     return new_op("LayerNorm", [gap[0], None, None], op.output, op, epsilon=found[1])
 
@@ -98,7 +102,11 @@ def layer_norm_weight(op: Op, uses: Uses) -> Result:
     if norm is None or not uses.once(pair[1]) or pair[0].dims[0] != op.output.dims[-1] or norm[2] is not None:
         return None
     if op.type == "Mul":
-        return None if norm[1] is not None else new_op("LayerNorm", [norm[0], pair[0], None], op.output, op, **norm.attributes)
+        return (
+            None
+            if norm[1] is not None
+            else new_op("LayerNorm", [norm[0], pair[0], None], op.output, op, **norm.attributes)
+        )
     if norm[1] is None:
         return None
     return new_op("LayerNorm", [norm[0], norm[1], pair[0]], op.output, op, **norm.attributes)

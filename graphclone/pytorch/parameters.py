@@ -13,7 +13,9 @@ from graphclone.weights import Weight
 
 FORBIDDING = -1e4
 """A table that holds a number below this is a mask."""
-TABLE_NAMES = re.compile(r"(^|[._/])(inv_freq|position_ids|token_type_ids|cos(_cached)?|sin(_cached)?|masked_bias|num_batches_tracked)$")
+TABLE_NAMES = re.compile(
+    r"(^|[._/])(inv_freq|position_ids|token_type_ids|cos(_cached)?|sin(_cached)?|masked_bias|num_batches_tracked)$"
+)
 STATISTICS = re.compile(r"(^|\.)(running_mean|running_var)$")
 
 
@@ -47,9 +49,18 @@ class Stored:
         """Return the value that holds the framework's orientation, (out, in), of this (in, out) one."""
         if self.turned is None:
             stored = Stored(
-                self.path, self.weight, self.dtype, True, False, not self.transposed, unsure=self.unsure, aliases=self.aliases
+                self.path,
+                self.weight,
+                self.dtype,
+                True,
+                False,
+                not self.transposed,
+                unsure=self.unsure,
+                aliases=self.aliases,
             )
-            self.turned = Value(value.name, None, self.weight, dims=value.dims[::-1], dtype=value.dtype, parameter=stored)
+            self.turned = Value(
+                value.name, None, self.weight, dims=value.dims[::-1], dtype=value.dtype, parameter=stored
+            )
         return self.turned
 
 
@@ -61,7 +72,9 @@ def numbers(program: Program, names: Names) -> None:
             continue
         value.is_table = _may_be_table(value, users.get(value, []), names)
         dtype = known.torch_type(value.weight.onnx_dtype)
-        plain = not dtype.is_floating_point and value.weight.size <= known.LARGEST
+        reading = users.get(value, [])
+        setting = bool(reading) and all(op.type in ("OneHot", "Resize", "Range") and not op.domain for op in reading)
+        plain = setting or not dtype.is_floating_point and value.weight.size <= known.LARGEST
         if plain or (value.weight.size == 1 and len(value.weight.shape) <= 1 and not names.is_parameter(value.name)):
             value.dtype, value.dims, value.is_table = dtype, tuple(value.weight.shape), True
             known.known_constant(value, value.weight.load(), dtype)
@@ -89,10 +102,14 @@ def classify(program: Program, model: Model, names: Names) -> None:
         trainable, unsure = _trainable(value, reading, names, users)
         for part, path, aliases in _split(value, reading, trainable, names):
             part.parameter = Stored(
-                path, value.weight, value.dtype, trainable,
+                path,
+                value.weight,
+                value.dtype,
+                trainable,
                 may_transpose=trainable and names.lost(value.name),
                 persistent=trainable or bool(STATISTICS.search(path)),
-                unsure=unsure, aliases=aliases,
+                unsure=unsure,
+                aliases=aliases,
             )
             part.is_table = not trainable
     _spread_tables(program)
@@ -119,6 +136,8 @@ def _trainable(value: Value, reading: list[Op], names: Names, users: dict[Value,
         return told == "PARAMETER", ""
     if TABLE_NAMES.search(value.name) or STATISTICS.search(value.name):
         return False, ""
+    if any(op.type == "BatchNormalization" and value in op.inputs[3:] for op in reading):
+        return False, ""
     if any(_is_table_slot(op, value) for op in reading) or _feeds_rotation(value, users):
         return False, ""
     lost = names.lost(value.name)
@@ -134,7 +153,20 @@ def _trainable(value: Value, reading: list[Op], names: Names, users: dict[Value,
     return True, "an unnamed tensor that is added or multiplied" if lost else ""
 
 
-STRUCTURAL = ("Reshape", "Concat", "Slice", "Transpose", "Expand", "Unsqueeze", "Squeeze", "Tile", "Identity", "Cast", "Gather", "Split")
+STRUCTURAL = (
+    "Reshape",
+    "Concat",
+    "Slice",
+    "Transpose",
+    "Expand",
+    "Unsqueeze",
+    "Squeeze",
+    "Tile",
+    "Identity",
+    "Cast",
+    "Gather",
+    "Split",
+)
 
 
 def _reaches_activations(value: Value, users: dict[Value, list[Op]]) -> bool:

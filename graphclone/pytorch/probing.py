@@ -100,7 +100,9 @@ def _number(axes: Axes, scale: int) -> dict[str, tuple[int, ...]]:
     result: dict[str, tuple[int, ...]] = {}
     plain = [name for name in dict.fromkeys(axes.values()) if not SUM.match(name)]
     for position, name in enumerate(plain):
-        result[name] = tuple(scale * PRIMES[(position + 3 * index) % len(PRIMES)] + 40 * (position // 4) for index in range(PROBES))
+        result[name] = tuple(
+            scale * PRIMES[(position + 3 * index) % len(PRIMES)] + 40 * (position // 4) for index in range(PROBES)
+        )
     for name in dict.fromkeys(axes.values()):
         if name in result:
             continue
@@ -246,5 +248,7 @@ def _dtype(tensor: gs.Variable) -> torch.dtype:
 
     if tensor.dtype is None:
         raise InputError(f"graph input '{tensor.name}' has no element type")
-    kind = tensor.dtype if isinstance(tensor.dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    kind = (
+        tensor.dtype if isinstance(tensor.dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    )
     return known.torch_type(kind)

@@ -27,7 +27,7 @@ class Value:
         name: of the tensor in the graph.
         op: what computes it; None for inputs and stored tensors.
         weight: the stored tensor, for initializers.
-        known: what it holds, where that is known but for the sizes of inputs: a numpy object array of numbers and sizes.
+        known: what it holds, where only sizes of inputs are open: a numpy object array of numbers and sizes.
         dims: sizes of its axes. dtype: of the torch tensor.
         is_table: it depends on sizes and constants alone, not on parameters or float inputs.
     """

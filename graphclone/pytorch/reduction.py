@@ -27,7 +27,9 @@ def reduction(op: Op) -> Code:
         axes = list(range(op[0].rank))
     if not axes:
         return Code("{}", op[0])
-    return Code(REDUCTIONS[op.type], op[0], axes[0] if len(axes) == 1 else tuple(axes), bool(op.attribute("keepdims", 1)))
+    return Code(
+        REDUCTIONS[op.type], op[0], axes[0] if len(axes) == 1 else tuple(axes), bool(op.attribute("keepdims", 1))
+    )
 
 
 @rule("ReduceProd")
@@ -43,7 +45,9 @@ def product(op: Op) -> Code:
 def arg(op: Op) -> Code:
     if op.attribute("select_last_index", 0):
         raise Unsupported("select_last_index=1 has no PyTorch counterpart")
-    return Code(f"torch.{op.type.lower()}({{}}, dim={{}}, keepdim={{}})", op[0], op.axis(0), bool(op.attribute("keepdims", 1)))
+    return Code(
+        f"torch.{op.type.lower()}({{}}, dim={{}}, keepdim={{}})", op[0], op.axis(0), bool(op.attribute("keepdims", 1))
+    )
 
 
 @rule("Softmax", "LogSoftmax")

@@ -109,7 +109,9 @@ def known_value(sizes: Sequence[Integer]) -> Value:
     return value
 
 
-def new_op(kind: str, inputs: Sequence[Value | None], output: Value, like: Op, domain: str = IDIOMS, **attributes) -> Op:
+def new_op(
+    kind: str, inputs: Sequence[Value | None], output: Value, like: Op, domain: str = IDIOMS, **attributes
+) -> Op:
     """Return an operator in the place of `like` and make it the maker of `output`."""
     op = Op(kind, list(inputs), [output], attributes, domain, like.name, like.scope, like.fx, like.opset)
     output.op = op

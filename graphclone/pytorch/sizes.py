@@ -251,12 +251,13 @@ class SizeTable:
         for symbol in self.roots:
             slope, rest = divmod(probe[1] - probe[0], symbol.probe[1] - symbol.probe[0])
             offset = probe[0] - slope * symbol.probe[0]
-            if not rest and slope > 0 and all(slope * s + offset == p for s, p in zip(symbol.probe, probe)):
+            line = tuple(slope * size + offset for size in symbol.probe)
+            if not rest and slope > 0 and line == probe:
                 return Size.of(symbol) * slope + offset
         for index, left in enumerate(self.roots):
             for right in self.roots[index:]:
                 product = Size.of(left) * Size.of(right)
-                factors = {p / q for p, q in zip(probe, product.probe)}
+                factors = {p / q for p, q in zip(probe, product.probe, strict=True)}
                 if len(factors) == 1 and (factor := factors.pop()).is_integer():
                     return product * int(factor)
         return None

@@ -105,7 +105,7 @@ class _Writer:
         self.checkpoint_blocks = checkpoint_blocks
         self.converted = converted
         self.program = converted.program
-        self.title = re.sub(r'[^\w .,:;()\[\]/+-]', "_", title)[:100]
+        self.title = re.sub(r"[^\w .,:;()\[\]/+-]", "_", title)[:100]
         self.tree = Tree(self.program, converted.stored)
         self.stacks = find_stacks(self.program, self.tree)
         self.at = {stack.node: stack for stack in self.stacks}
@@ -117,7 +117,9 @@ class _Writer:
         bodies = [self.block_class(kind) for stack in self.stacks for kind in self.kinds(stack)]
         bodies.append(self.model_class())
         body = "".join(bodies)
-        used = [function for name, function in vars(helpers).items() if inspect.isfunction(function) and f"{name}(" in body]
+        used = [
+            function for name, function in vars(helpers).items() if inspect.isfunction(function) and f"{name}(" in body
+        ]
         text = HEADER.format(title=self.title)
         text += CHECKPOINT if "checkpoint(" in body else ""
         text += "".join("\n\n" + inspect.getsource(function).rstrip() + "\n" for function in used)
@@ -176,8 +178,10 @@ class _Writer:
         lines += [f"        self.{name} = {name}" for name in distinct if name in used]
         lines += self.constructor(block.node, texts)
         writer = FunctionWriter(
-            self.tree, lambda op, value: "self." + reach(self.tree.slot(op, value).path[len(block.node.path) :]),
-            lambda op: self.layer_text(op, block.node), "dtype",
+            self.tree,
+            lambda op, value: "self." + reach(self.tree.slot(op, value).path[len(block.node.path) :]),
+            lambda op: self.layer_text(op, block.node),
+            "dtype",
         )
         position = 0
         for op in block.ops:
@@ -208,7 +212,16 @@ class _Writer:
         from graphclone.pytorch.function_writer import HINTS
 
         op = value.op
-        while op is not None and op.type in ("LikeParameters", "Unsqueeze", "Reshape", "Cast", "Slice", "Expand", "Mul", "Concat"):
+        while op is not None and op.type in (
+            "LikeParameters",
+            "Unsqueeze",
+            "Reshape",
+            "Cast",
+            "Slice",
+            "Expand",
+            "Mul",
+            "Concat",
+        ):
             first = next((each for each in op.inputs if each is not None and each.op is not None), None)
             op = first.op if first is not None else None
         return HINTS.get(op.type, "table") if op is not None else "table"
@@ -254,8 +267,15 @@ class _Writer:
 
     # -- functions ------------------------------------------------------------------------------------------------
 
-    def prologue(self, writer: FunctionWriter, ops: list[Op], inputs: list[Value], node: Node, words: list[str],
-                 block: Block | None = None) -> list[str]:
+    def prologue(
+        self,
+        writer: FunctionWriter,
+        ops: list[Op],
+        inputs: list[Value],
+        node: Node,
+        words: list[str],
+        block: Block | None = None,
+    ) -> list[str]:
         """Return the lines that name sizes, device and dtype, and teach the writer those names."""
         lines = []
         if inputs:
@@ -307,7 +327,10 @@ class _Writer:
         lines += ["", "    def tie_weights(self):", '        """Let tensors with several names be one Parameter."""']
         lines += [f"        {line}" for line in ties]
         writer = FunctionWriter(
-            tree, lambda op, value: "self." + reach(tree.slot(op, value).path), lambda op: self.layer_text(op, tree.root), "dtype"
+            tree,
+            lambda op, value: "self." + reach(tree.slot(op, value).path),
+            lambda op: self.layer_text(op, tree.root),
+            "dtype",
         )
         inputs = self.program.inputs
         words = [writer.argument(value, value.name) for value in inputs]
@@ -354,7 +377,11 @@ class _Writer:
             while stack:
                 top = stack[-1]
                 reads = top.reads() if isinstance(top, _Loop) else [v for v in top.inputs if v is not None]
-                before = [made[value] for value in reads if value in made and made[value] is not top and made[value] not in done]
+                before = [
+                    made[value]
+                    for value in reads
+                    if value in made and made[value] is not top and made[value] not in done
+                ]
                 if before:
                     stack.extend(before)
                 else:
@@ -384,7 +411,9 @@ class _Loop(Item):
         self.inner = {output for block in stack.blocks for output in block.outputs}
 
     def makes(self) -> list[Value]:
-        return [output for block in self.stack.blocks for op in block.ops for output in op.outputs if output is not None]
+        return [
+            output for block in self.stack.blocks for op in block.ops for output in op.outputs if output is not None
+        ]
 
     def reads(self) -> list[Value]:
         values = [value for block in self.stack.blocks for value in block.inputs if value not in self.inner]
@@ -395,7 +424,8 @@ class _Loop(Item):
         inside = {output for op in block.ops for output in op.outputs}
         wanted = dict.fromkeys(symbol for op in block.ops for symbol in symbols_of(op.code))
         return [
-            symbol for symbol in wanted
+            symbol
+            for symbol in wanted
             if symbol.value not in inside and not any(v.dims and Size.of(symbol) in v.dims for v in block.inputs)
         ]
 
@@ -410,7 +440,7 @@ class _Loop(Item):
         path = reach(self.stack.node.path)
         for number, block in enumerate(self.stack.blocks):
             targets = []
-            for output in block.outputs:
+            for _ in block.outputs:
                 name = local("x", {*writer.taken, *targets})
                 targets.append(name)
             words = [self.word(writer, value, block) for value in block.inputs]
@@ -433,7 +463,9 @@ class _Loop(Item):
         blocks = self.stack.blocks
         first, rest = blocks[0], blocks[1:]
         count = len(first.outputs)
-        if not self.stack.node.path or any(len(b.inputs) != len(first.inputs) or len(b.outputs) != count for b in blocks):
+        if not self.stack.node.path or any(
+            len(b.inputs) != len(first.inputs) or len(b.outputs) != count for b in blocks
+        ):
             return False
         if self.source.stack_text(self.stack.node) is None or any(self.passed(b) != self.passed(first) for b in blocks):
             return False

@@ -135,7 +135,9 @@ def slices(op: Op) -> Code:
     operands = []
     for axis, parts in bounds.items():
         begin, end, step = parts
-        index[axis] = ("" if begin is None else "{}") + ":" + ("" if end is None else "{}") + ("" if step is None else ":{}")
+        index[axis] = (
+            ("" if begin is None else "{}") + ":" + ("" if end is None else "{}") + ("" if step is None else ":{}")
+        )
     for axis in sorted(bounds):
         operands += [part for part in bounds[axis] if part is not None]
     while index and index[-1] == ":":
@@ -196,14 +198,18 @@ def pad(op: Op) -> Code:
     if mode == "constant":
         fill = op[2] if op[2] is not None else float(op.attribute("value", 0.0))
         return Code("F.pad({}, {}, value={})", op[0], flat, fill)
-    return Code("F.pad({}, {}, mode={})", op[0], flat, {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}[mode])
+    return Code(
+        "F.pad({}, {}, mode={})", op[0], flat, {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}[mode]
+    )
 
 
 @rule("ConstantOfShape")
 def constant_of_shape(op: Op) -> Code:
     value = op.attribute("value")
     fill = (value if value is not None else np.zeros(1, np.float32)).reshape(-1)[0].item()
-    return Code("torch.full({}, {}, dtype={}, device={})", tuple(op.integers(0)), fill, op.output.dtype or _dtype(value), DEVICE)
+    return Code(
+        "torch.full({}, {}, dtype={}, device={})", tuple(op.integers(0)), fill, op.output.dtype or _dtype(value), DEVICE
+    )
 
 
 def _dtype(value):
@@ -231,7 +237,12 @@ def _int64():
 
 
 def _is(value, number: int) -> bool:
-    return isinstance(value, Value) and value.scalar is not None and not isinstance(value.scalar, Size) and value.scalar == number
+    return (
+        isinstance(value, Value)
+        and value.scalar is not None
+        and not isinstance(value.scalar, Size)
+        and value.scalar == number
+    )
 
 
 @rule("Trilu")
@@ -268,7 +279,10 @@ def resize(op: Op) -> Code:
     sizes = op.integers(3)
     if sizes is None:
         scales = op.integers(2)
-        sizes = [int(size * scale) if isinstance(size, int) else size * int(scale) for size, scale in zip(op[0].dims, scales)]
+        sizes = [
+            int(size * scale) if isinstance(size, int) else size * int(scale)
+            for size, scale in zip(op[0].dims, scales, strict=True)
+        ]
     target = tuple(sizes[2:] if len(sizes) == op[0].rank else sizes)
     rank = op[0].rank - 2
     if mode == "nearest":
@@ -282,7 +296,11 @@ def resize(op: Op) -> Code:
         "F.interpolate({}, size={}, mode={}, align_corners={}, antialias={})"
         if op.attribute("antialias", 0)
         else "F.interpolate({}, size={}, mode={}, align_corners={})",
-        op[0], target, name, coordinates == "align_corners", *([True] if op.attribute("antialias", 0) else []),
+        op[0],
+        target,
+        name,
+        coordinates == "align_corners",
+        *([True] if op.attribute("antialias", 0) else []),
     )
 
 

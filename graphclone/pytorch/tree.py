@@ -117,7 +117,12 @@ def _is_stored(value: Value | None) -> bool:
 
 def layer_of(op: Op, node: Node, tree: Tree) -> Layer | None:
     """Return the layer that this operator would make of the node, or None if it would make none."""
-    places = {"Linear": ("weight", "bias"), "LayerNorm": ("weight", "bias"), "RMSNorm": ("weight",), "Conv": ("weight", "bias")}
+    places = {
+        "Linear": ("weight", "bias"),
+        "LayerNorm": ("weight", "bias"),
+        "RMSNorm": ("weight",),
+        "Conv": ("weight", "bias"),
+    }
     if op.domain != IDIOMS and op.type != "Conv":
         return None
     if op.type == "Embedding":

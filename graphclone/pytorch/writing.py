@@ -16,7 +16,8 @@ from graphclone.pytorch.parameters import Stored
 from graphclone.pytorch.source import Source, write_source
 
 SAFETENSORS_TYPES = {
-    "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16", "torch.int64": "I64",
+    "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
     "torch.int32": "I32", "torch.int16": "I16", "torch.int8": "I8", "torch.uint8": "U8", "torch.bool": "BOOL",
     "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2",
 }  # fmt: skip
@@ -52,7 +53,9 @@ def write_torch(model: Model, folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the folder '{folder}': {error.strerror or error}; choose another path") from error
+        raise InputError(
+            f"cannot make the folder '{folder}': {error.strerror or error}; choose another path"
+        ) from error
     places = (folder / "model.safetensors", folder / "README.md", folder / "model.py")
     with replacing(*places) as (weights, readme, text):
         write_safetensors(weights, source)

@@ -18,7 +18,8 @@ HOSTILE = [
     "'''\nimport os\nos.environ['PWNED'] = '1'\n'''",
     "__import__('os').environ.__setitem__('PWNED', '1')",
     "class", "self", "forward", "torch", "F", "training", "_parameters", "__class__", "None", "Model",
-    "größe", "重み", "a b", "a-b", "a.b", "a_b", ".", "..", "a..b", ".weight", "weight.", "\\", "{0}", "{x}", "%s", "\t",
+    "größe", "重み", "a b", "a-b", "a.b", "a_b", ".", "..", "a..b", ".weight", "weight.", "\\", "{0}", "{x}",
+    "%s", "\t",
     "0", "00", "1.weight", "x" * 10_000, "\u202e", "load", "fill", "Group", "checkpoint",
     "a.forward.weight", "a.class.bias", "lambda", "print", "exec",
 ]  # fmt: skip
@@ -65,7 +66,11 @@ def test_hostile_names_give_valid_source_and_no_execution(monkeypatch, tmp_path)
     import os
 
     assert "PWNED" not in os.environ
-    called = {node.func.id for node in ast.walk(ast.parse(module.source)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    called = {
+        node.func.id
+        for node in ast.walk(ast.parse(module.source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     assert not called & {"__import__", "exec", "eval", "print"}
 
 

@@ -54,7 +54,9 @@ def test_fresh_weights_follow_the_usual_rules_and_the_seed():
     assert not torch.equal(other.embeddings.word_embeddings.weight, module.embeddings.word_embeddings.weight)
 
 
-@pytest.mark.parametrize(("option", "message"), [({"init": "ones"}, "init='ones' is not known"), ({"dropout": 1.0}, "dropout=1.0")])
+@pytest.mark.parametrize(
+    ("option", "message"), [({"init": "ones"}, "init='ones' is not known"), ({"dropout": 1.0}, "dropout=1.0")]
+)
 def test_other_values_are_errors(option, message):
     with pytest.raises(InputError, match=message):
         to_torch(model_of("gpt2"), **option)

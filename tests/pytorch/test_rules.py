@@ -1,0 +1,235 @@
+"""Operator rules: onnxruntime judges each row's outputs, gradcheck its gradients."""
+
+import re
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from graphclone.errors import InputError
+from graphclone.model import Model
+from graphclone.pytorch import Code, rule, to_torch
+from graphclone.pytorch.registry import RULES
+
+random = np.random.default_rng(0)
+
+
+def f(*shape, low=-2.0, high=2.0):
+    return random.uniform(low, high, shape).astype(np.float32)
+
+
+def i(*values):
+    return np.array(values, np.int64)
+
+
+X, ROW, POSITIVE = f(3, 5, 7), f(7), f(3, 5, 7, low=0.3)
+MASK = random.uniform(size=(3, 5, 7)) < 0.5
+IMAGE = f(2, 6, 9, 8)
+Q, K, V = f(2, 6, 5, 8), f(2, 3, 7, 8), f(2, 3, 7, 4)
+IDS = np.array([[1, 0, 3], [2, 2, 4]], np.int64)
+
+# (operator, inputs that are activations, inputs that are constants, attributes, opset, number of outputs)
+ROWS = [
+    *[(name, [X], [], {}, 18, 1) for name in (
+        "Neg Abs Exp Sin Cos Tanh Erf Sigmoid Softplus Softsign Relu Floor Ceil Round Sign Identity HardSwish Mish Atan "
+        "Sinh Cosh"
+    ).split()],
+    *[(name, [POSITIVE], [], {}, 18, 1) for name in ("Sqrt", "Reciprocal", "Log")],
+    *[(name, [X, f(5, 1)], [], {}, 18, 1) for name in ("Add", "Sub", "Mul", "Div", "Max", "Min")],
+    *[(name, [X, f(5, 7)], [], {}, 18, 1) for name in ("Less", "Greater", "LessOrEqual", "GreaterOrEqual")],
+    ("Pow", [POSITIVE, f(7, low=1.0)], [], {}, 18, 1),
+    ("Pow", [X], [np.float32(3.0)], {}, 18, 1),
+    ("Sum", [X, f(5, 7), f(7)], [], {}, 18, 1),
+    ("Mean", [X, X + 1], [], {}, 18, 1),
+    ("Max", [X], [np.float32(0.5)], {}, 18, 1),
+    ("Where", [MASK, X, f(7)], [], {}, 18, 1),
+    ("And", [MASK, MASK[::-1].copy()], [], {}, 18, 1),
+    ("Not", [MASK], [], {}, 18, 1),
+    ("IsNaN", [X], [], {}, 18, 1),
+    ("Mod", [i(7, -7, 5), i(3, 3, -3)], [], {}, 18, 1),
+    ("Mod", [X, f(7, low=0.5)], [], {"fmod": 1}, 18, 1),
+    ("Div", [i(7, -7, 5), i(2, 2, -2)], [], {}, 18, 1),
+    ("Cast", [X], [], {"to": TensorProto.INT64}, 18, 1),
+    ("Clip", [X], [np.float32(-0.5), np.float32(1.0)], {}, 18, 1),
+    ("Gelu", [X], [], {}, 20, 1),
+    ("Gelu", [X], [], {"approximate": "tanh"}, 20, 1),
+    ("LeakyRelu", [X], [], {"alpha": 0.2}, 18, 1),
+    ("Elu", [X], [], {"alpha": 0.7}, 18, 1),
+    ("Selu", [X], [], {}, 18, 1),
+    ("HardSigmoid", [X], [], {}, 18, 1),
+    ("ThresholdedRelu", [X], [], {"alpha": 0.7}, 18, 1),
+    ("PRelu", [X, f(7)], [], {}, 18, 1),
+    *[(name, [POSITIVE], [i(-1)], {}, 18, 1) for name in (
+        "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare ReduceProd ReduceLogSumExp ReduceLogSum"
+    ).split()],
+    ("ReduceMean", [X], [], {"axes": [0, 2], "keepdims": 0}, 13, 1),
+    ("ReduceSum", [X], [], {}, 18, 1),
+    ("ArgMax", [X], [], {"axis": 1, "keepdims": 0}, 18, 1),
+    ("Softmax", [X], [], {"axis": 1}, 18, 1),
+    ("Softmax", [X], [], {"axis": 1}, 11, 1),
+    ("LogSoftmax", [X], [], {}, 18, 1),
+    ("CumSum", [X], [np.int64(1)], {}, 18, 1),
+    ("CumSum", [X], [np.int64(1)], {"exclusive": 1, "reverse": 1}, 18, 1),
+    ("LayerNormalization", [X, f(7), f(7)], [], {"epsilon": 1e-3}, 18, 1),
+    ("LayerNormalization", [X, f(5, 7), f(5, 7)], [], {"axis": 1}, 18, 1),
+    ("RMSNormalization", [X, f(7)], [], {"epsilon": 1e-3}, 23, 1),
+    ("InstanceNormalization", [X, f(5), f(5)], [], {}, 18, 1),
+    ("GroupNormalization", [IMAGE, f(6), f(6)], [], {"num_groups": 3}, 21, 1),
+    ("BatchNormalization", [IMAGE, f(6), f(6)], [f(6), f(6, low=0.5)], {}, 18, 1),
+    ("LpNormalization", [X], [], {"axis": -1}, 18, 1),
+    ("TopK", [X], [i(3)], {"axis": -1}, 18, 2),
+    ("GlobalAveragePool", [IMAGE], [], {}, 18, 1),
+    ("GlobalMaxPool", [IMAGE], [], {}, 18, 1),
+    ("MatMul", [X, f(3, 7, 4)], [], {}, 18, 1),
+    ("MatMul", [X, f(7, 4)], [], {}, 18, 1),
+    ("Gemm", [f(5, 7), f(4, 7), f(4)], [], {"transB": 1, "alpha": 0.5, "beta": 2.0}, 18, 1),
+    ("Gemm", [f(7, 5), f(7, 4)], [], {"transA": 1}, 18, 1),
+    ("Einsum", [X, f(7, 2, 3)], [], {"equation": "abc,cde->abde"}, 18, 1),
+    ("Conv", [IMAGE, f(4, 3, 3, 2), f(4)], [], {"group": 2, "strides": [2, 1], "pads": [1, 0, 1, 0]}, 18, 1),
+    ("Conv", [IMAGE, f(4, 6, 3, 3)], [], {"pads": [0, 1, 2, 1]}, 18, 1),
+    ("Conv", [IMAGE, f(4, 6, 2, 3)], [], {"auto_pad": "SAME_UPPER"}, 18, 1),
+    ("Conv", [X, f(4, 5, 3), f(4)], [], {"dilations": [2]}, 18, 1),
+    ("ConvTranspose", [IMAGE, f(6, 4, 3, 2), f(4)], [], {"strides": [2, 2]}, 18, 1),
+    ("MaxPool", [IMAGE], [], {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 0]}, 18, 1),
+    ("AveragePool", [IMAGE], [], {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 0]}, 18, 1),
+    ("Transpose", [X], [], {"perm": [2, 0, 1]}, 18, 1),
+    ("Transpose", [X], [], {}, 18, 1),
+    ("Reshape", [X], [i(0, -1)], {}, 18, 1),
+    ("Reshape", [X], [i(-1, 7)], {}, 18, 1),
+    ("Flatten", [IMAGE], [], {"axis": 2}, 18, 1),
+    ("Squeeze", [f(3, 1, 5, 1)], [i(1, 3)], {}, 18, 1),
+    ("Unsqueeze", [X], [i(0, -1)], {}, 18, 1),
+    ("Concat", [X, f(3, 2, 7)], [], {"axis": 1}, 18, 1),
+    ("Split", [X], [i(2, 3)], {"axis": 1}, 18, 2),
+    ("Split", [IMAGE], [], {"axis": 1, "num_outputs": 3}, 18, 3),
+    ("Slice", [X], [i(1, -4), i(2**63 - 1, -1), i(1, 2), i(2, 1)], {}, 18, 1),
+    ("Slice", [X], [i(-1), i(-(2**63)), i(2), i(-1)], {}, 18, 1),
+    ("Expand", [f(3, 1, 7)], [i(2, 1, 5, 1)], {}, 18, 1),
+    ("Tile", [X], [i(1, 2, 3)], {}, 18, 1),
+    ("Pad", [IMAGE], [i(0, 0, 1, 2, 0, 0, 3, 0), np.float32(1.5)], {}, 18, 1),
+    ("Pad", [IMAGE], [i(0, 0, 1, 2, 0, 0, 3, 0)], {"mode": "reflect"}, 18, 1),
+    ("Trilu", [X], [np.int64(1)], {"upper": 0}, 18, 1),
+    ("DepthToSpace", [f(2, 12, 3, 5)], [], {"blocksize": 2}, 18, 1),
+    ("DepthToSpace", [f(2, 12, 3, 5)], [], {"blocksize": 2, "mode": "CRD"}, 18, 1),
+    ("SpaceToDepth", [f(2, 3, 4, 6)], [], {"blocksize": 2}, 18, 1),
+    ("Gather", [X, IDS], [], {"axis": 1}, 18, 1),
+    ("Gather", [f(5, 4), IDS], [], {}, 18, 1),
+    ("Gather", [X], [np.int64(-2)], {"axis": 2}, 18, 1),
+    ("Gather", [X], [i(-2, 0, 3)], {"axis": 2}, 18, 1),
+    ("Gather", [X], [i(-2)], {"axis": 1}, 18, 1),
+    ("GatherElements", [X, random.integers(0, 5, (3, 2, 7))], [], {"axis": 1}, 18, 1),
+    ("GatherND", [X, np.array([[[0, 1], [2, 4]]], np.int64)], [], {}, 18, 1),
+    ("GatherND", [X, random.integers(0, 5, (3, 2, 1))], [], {"batch_dims": 1}, 18, 1),
+    ("ScatterElements", [X, random.permuted(np.tile(np.arange(5), (3, 1)), axis=1)[:, :2, None], f(3, 2, 1)], [], {"axis": 1}, 18, 1),
+    ("ScatterND", [X, np.array([[0, 1], [2, 4]], np.int64), f(2, 7)], [], {"reduction": "add"}, 18, 1),
+    ("OneHot", [IDS], [np.int64(5), f(2)], {}, 18, 1),
+    ("NonZero", [MASK], [], {}, 18, 1),
+    ("Attention", [Q, K, V], [], {}, 23, 1),
+    ("Attention", [Q, K, V, f(5, 7)], [], {"scale": 0.3}, 23, 1),
+    ("Attention", [f(2, 5, 24), f(2, 5, 12), f(2, 5, 6)], [], {"q_num_heads": 6, "kv_num_heads": 3, "is_causal": 1}, 23, 1),
+    ("RotaryEmbedding", [f(2, 3, 5, 8), f(2, 5, 4), f(2, 5, 4)], [], {}, 23, 1),
+    ("RotaryEmbedding", [f(2, 3, 5, 8), f(2, 5, 3), f(2, 5, 3)], [], {"interleaved": 1, "rotary_embedding_dim": 6}, 23, 1),
+    ("com.microsoft.BiasGelu", [X, ROW], [], {}, 18, 1),
+    ("com.microsoft.FastGelu", [X, ROW], [], {}, 18, 1),
+    ("com.microsoft.QuickGelu", [X], [], {"alpha": 1.3}, 18, 1),
+    ("com.microsoft.SkipLayerNormalization", [X, X + 1, ROW, f(7), f(7)], [], {"epsilon": 1e-3}, 18, 1),
+    ("com.microsoft.SkipSimplifiedLayerNormalization", [X, X + 1, ROW], [], {"epsilon": 1e-3}, 18, 1),
+    ("com.microsoft.FusedMatMul", [X, f(3, 4, 7)], [], {"transB": 1, "alpha": 0.5}, 18, 1),
+    ("com.microsoft.Attention", [f(2, 5, 12), f(12, 36), f(36)], [], {"num_heads": 3}, 18, 1),
+    ("com.microsoft.Attention", [f(2, 5, 12), f(12, 36), f(36)], [], {"num_heads": 3, "unidirectional": 1}, 18, 1),
+    ("com.microsoft.MultiHeadAttention", [f(2, 5, 12), f(2, 7, 12), f(2, 7, 12), f(36)], [], {"num_heads": 3}, 18, 1),
+]  # fmt: skip
+
+
+def build(row) -> tuple[Model, bytes]:
+    name, inputs, constants, attributes, opset, count = row
+    domain, _, kind = name.rpartition(".")
+    first = len(inputs[0])
+    given = [
+        helper.make_tensor_value_info(
+            f"x{n}",
+            helper.np_dtype_to_tensor_dtype(each.dtype),
+            ["n" if len(each) == first else len(each), *each.shape[1:]],
+        )
+        for n, each in enumerate(inputs)
+    ]
+    names = [f"x{n}" for n in range(len(inputs))] + [f"c{n}" for n in range(len(constants))]
+    outputs = [f"y{n}" for n in range(count)]
+    graph = helper.make_graph(
+        [helper.make_node(kind, names, outputs, name="node", domain=domain, **attributes)],
+        "row",
+        given,
+        [helper.make_empty_tensor_value_info(output) for output in outputs],
+        [numpy_helper.from_array(np.asarray(each), f"c{n}") for n, each in enumerate(constants)],
+    )
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return Model.from_proto(proto), proto.SerializeToString()
+
+
+def label(row) -> str:
+    return re.sub(r"\W+", "-", f"{row[0]}-{'x'.join(map(str, row[1][0].shape))}-{row[3]}")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=label)
+def test_rules_agree_with_onnxruntime_and_have_true_gradients(row):
+    model, data = build(row)
+    module = to_torch(model)
+    inputs = [torch.from_numpy(each) for each in row[1]]
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    wanted = session.run(None, {f"x{n}": each for n, each in enumerate(row[1])})
+    given = module(*inputs)
+    given = given if isinstance(given, tuple) else (given,)
+    for have, want in zip(given, wanted, strict=True):
+        assert have.numpy().shape == want.shape
+        np.testing.assert_allclose(have.numpy(), want, rtol=2e-5, atol=2e-5)
+    doubles = [each.double().requires_grad_() if each.is_floating_point() else each for each in inputs]
+    outputs = module(*doubles)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    floats = [n for n, each in enumerate(outputs) if each.requires_grad]
+    if floats and row[0] not in ("Floor", "Ceil", "Round", "Sign"):
+
+        def only_floats(*arguments):
+            results = module(*arguments)
+            results = results if isinstance(results, tuple) else (results,)
+            return tuple(results[n] for n in floats)
+
+        assert torch.autograd.gradcheck(only_floats, doubles, fast_mode=True, atol=1e-4)
+
+
+def node(kind: str, number: int, domain: str = ""):
+    return helper.make_node(kind, [f"t{number}"], [f"t{number + 1}"], name=f"{kind}_{number}", domain=domain)
+
+
+def chain(*kinds: tuple[str, str]) -> Model:
+    shape = ["n", 4]
+    graph = helper.make_graph(
+        [node(kind, number, domain) for number, (kind, domain) in enumerate(kinds)],
+        "chain",
+        [helper.make_tensor_value_info("t0", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(f"t{len(kinds)}", TensorProto.FLOAT, shape)],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("my.ops", 1)]
+    return Model.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=9))
+
+
+def test_one_error_lists_all_operators_without_a_rule():
+    with pytest.raises(InputError) as caught:
+        to_torch(chain(("Det", ""), ("Twist", "my.ops"), ("Tanh", ""), ("Twist", "my.ops")))
+    message = str(caught.value)
+    assert message.startswith("no PyTorch rule for 2 operators: ")
+    assert "Det (1 nodes" in message and "my.ops.Twist (2 nodes" in message and "graphclone.pytorch.rule" in message
+
+
+def test_a_user_registers_an_operator():
+    @rule("Twist", domain="my.ops")
+    def twist(op):
+        return Code("torch.flip({}, ({},))", op[0], -1)
+
+    try:
+        x = torch.arange(8.0).view(2, 4)
+        assert torch.equal(to_torch(chain(("Twist", "my.ops"), ("Neg", "")))(x), -x.flip(-1))
+    finally:
+        del RULES["my.ops", "Twist"]
