@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from graphclone.model import Model
 from graphclone.verify.inputs import Feeds
@@ -13,9 +14,9 @@ from graphclone.weights import Weight
 def compare_weights(child: Model, again: Model) -> str:
     """Return how the initializers of two models differ in name, shape, type or value, or ""; both are streamed."""
     ours, theirs = child.weights, again.weights
-    for name in theirs.keys() - ours.keys():
+    for name in sorted(theirs.keys() - ours.keys()):
         return f"the child lacks initializer '{name}'"
-    for name in ours.keys() - theirs.keys():
+    for name in sorted(ours.keys() - theirs.keys()):
         return f"the child has an initializer '{name}' that the plan does not give"
     for name, weight in theirs.items():
         mine = ours[name]
@@ -32,7 +33,7 @@ def compare_outputs(child: Model, again: Model, probes: Sequence[Feeds]) -> floa
 
 
 def _equal(one: Weight, other: Weight) -> bool:
-    if one.onnx_dtype == 8:  # strings have no bytes to stream
+    if one.onnx_dtype == TensorProto.STRING:  # they have no bytes to stream
         return np.array_equal(one.load(), other.load())
     return _bytes_equal(one.chunks(), other.chunks())
 
