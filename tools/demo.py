@@ -81,10 +81,14 @@ def main() -> None:
     characters = (DATA / "tinyshakespeare.txt").read_text(encoding="utf-8")
     text = Text(characters, json.loads(parent.metadata["vocabulary"]))
 
+    console.print(shape(config))
+
     console.rule("2. Calibrate")
     stats = graphclone.calibrate(parent, calibration_batches(text, config.context))
 
     console.rule("3. Subclone to half the width and half the depth, and verify")
+    small = replace(config, hidden=TARGET["hidden"], heads=TARGET["heads"], ffn=TARGET["ffn"], blocks=TARGET["layers"])
+    console.print(shape(small))
     child = graphclone.subclone(parent, stats, **TARGET)
     child.save(options.out / "child.onnx")
     report = graphclone.verify(child)
@@ -94,7 +98,6 @@ def main() -> None:
 
     console.rule(f"4. To PyTorch, and train on {device}")
     whole, module = graphclone.to_torch(parent).to(device), graphclone.to_torch(child).to(device)
-    small = replace(config, hidden=TARGET["hidden"], heads=TARGET["heads"], ffn=TARGET["ffn"], blocks=TARGET["layers"])
     starts = {
         "subcloned": lambda seed: copy.deepcopy(module),
         "random": lambda seed: fresh_start(module, small, seed),
@@ -130,6 +133,17 @@ def main() -> None:
     console.print(f"{seconds:.0f} s in all. {options.out}/: curves.png, demo.html, result.json, child.onnx")
 
 
+def shape(config: Config) -> str:
+    """Say how large a GPT is.
+
+    Example:
+        >>> shape(Config())
+        '8 blocks, hidden 128, 8 heads of 16, FFN 512'
+    """
+    heads = f"{config.heads} heads of {config.head_dim}"
+    return f"{config.blocks} blocks, hidden {config.hidden}, {heads}, FFN {config.ffn}"
+
+
 def machine(device: str) -> str:
     """Name what the race ran on, for the page."""
     if device == "cuda":
@@ -139,7 +153,8 @@ def machine(device: str) -> str:
 
 def table(arms: list[Arm], result: dict) -> Table:
     """Lay the arms out for the terminal, one row each."""
-    view = Table(title=f"Validation loss, nats per character, mean of {result['seeds']} seeds")
+    seeds = f"mean of {result['seeds']} seeds" if result["seeds"] > 1 else "one seed"
+    view = Table(title=f"Validation loss, nats per character, {seeds}")
     view.add_column("start")
     for heading in (
         "parameters",
