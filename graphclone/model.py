@@ -19,6 +19,7 @@ from graphclone.importer import STANDARD, Importer, entries, legible
 from graphclone.layout import Layout
 from graphclone.reader import WeightReader, check_model, inlined, opset_of, read_file
 from graphclone.ties import Tie, find_ties
+from graphclone.unroll import unroll_loops
 from graphclone.weights import Weight, weight_of
 
 EMBEDDED_LIMIT = 1_500_000_000
@@ -50,7 +51,8 @@ def load(path: str | Path, retie: bool = True) -> "Model":
 class Model:
     """Hold one model while it is read and edited.
 
-    graph: the graphsurgeon graph; each constant holds a Weight, functions are inlined, no `Constant` nodes left.
+    graph: the graphsurgeon graph; each constant holds a Weight, functions are inlined, loops over layers unrolled, no
+        `Constant` nodes left.
     path: the file it came from, or None.
     external: whether its weights lie, and will be saved, in a file of their own.
     metadata: what the file says of itself (`metadata_props`).
@@ -83,6 +85,8 @@ class Model:
             graph.opset = opset_of(proto)
             graph.import_domains = list(opsets)
             graph.ir_version = max(proto.ir_version, OLDEST_IR)
+        with collection_paused():
+            unroll_loops(self.graph)
         self.graph.producer_name = legible(proto.producer_name)
         self.graph.producer_version = legible(proto.producer_version)
 

@@ -94,6 +94,24 @@ class MappedSource(Source):
             self.mapping.madvise(mmap.MADV_DONTNEED, start, self.offset + self.length - start)
 
 
+class RowSource(Source):
+    """One entry along the first axis of another source: a layer of stacked weights."""
+
+    def __init__(self, stack: Source, row: int):
+        super().__init__(stack.shape[1:], stack.onnx_dtype)
+        self.stack = stack
+        self.row = row
+
+    def packed(self) -> memoryview | bytes:
+        return pack(self.array())
+
+    def array(self) -> np.ndarray:
+        return self.stack.array()[self.row]
+
+    def release(self) -> None:
+        self.stack.release()
+
+
 def check_length(proto: TensorProto, length: int) -> None:
     """Check that `length` bytes are what a tensor's shape and type need. Raises: InputError."""
     needed = packed_bytes(math.prod(proto.dims), proto.data_type)
