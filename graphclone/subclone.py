@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from graphclone.analysis import Analysis, analyse
 from graphclone.calibration.statistics import Statistics
+from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.pipeline import Pipeline, Result
 from graphclone.taps import all_taps, spans
@@ -51,7 +53,24 @@ def calibrate(
     )
 
 
-def recipe(
+@dataclass(frozen=True)
+class Defaults:
+    """How a recipe chooses and corrects where the caller does not say."""
+
+    by: str
+    blocks_by: str
+    rescale: str
+    correct: str = ""
+
+
+RECIPES = {
+    "paper": Defaults("mean_abs", "middle", "paper"),
+    "best": Defaults("output_aware", "uniform", "none", "rotate{skip=true},refit"),
+}
+"""paper: arXiv 2312.09299. best: what wins tools/bench_convergence, see docs/methods.md; it runs models on the samples."""
+
+
+def recipe_text(
     *,
     hidden: Size = None,
     ffn: Size = None,
@@ -60,26 +79,31 @@ def recipe(
     head_dim: Size = None,
     layers: Size = None,
     blocks: Size = None,
-    by: str = "mean_abs",
-    blocks_by: str = "middle",
-    rescale: str = "paper",
+    by: str | None = None,
+    blocks_by: str | None = None,
+    rescale: str | None = None,
     keep_heads: bool = False,
+    recipe: str = "paper",
 ) -> str:
-    """Return the pipeline's text for a set of targets.
+    """Return the pipeline's text for a set of targets; what is None is the recipe's choice.
 
     Example:
-        >>> recipe(hidden=384, layers=6)
+        >>> recipe_text(hidden=384, layers=6)
         'depth{layers=6 by=middle},width{hidden=384 by=mean_abs},rescale{mode=paper}'
     """
-    depth = {"layers": layers, "blocks": blocks, "by": blocks_by}
-    width = {"hidden": hidden, "ffn": ffn, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "by": by}
+    if recipe not in RECIPES:
+        raise InputError(f"no recipe is called '{recipe}'; there are {', '.join(RECIPES)}")
+    chosen = RECIPES[recipe]
+    depth = {"layers": layers, "blocks": blocks, "by": blocks_by or chosen.blocks_by}
+    width = {"hidden": hidden, "ffn": ffn, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
     steps = []
     if layers is not None or blocks is not None:
-        steps.append(("depth", depth))
-    if any(width[key] is not None for key in ("hidden", "ffn", "heads", "kv_heads", "head_dim")):
-        steps.append(("width", width | ({"keep_heads": True} if keep_heads else {})))
-    steps.append(("rescale", {"mode": rescale}))
-    return ",".join(f"{name}{{{_options(options)}}}" for name, options in steps).replace("{}", "")
+        steps.append(f"depth{{{_options(depth)}}}")
+    if any(value is not None for value in width.values()):
+        more = {"by": by or chosen.by} | ({"keep_heads": True} if keep_heads else {})
+        steps.append(f"width{{{_options(width | more)}}}")
+    steps.append(f"rescale{{mode={rescale or chosen.rescale}}}")
+    return ",".join([*steps, *([chosen.correct] if chosen.correct else [])])
 
 
 def _options(options: Mapping[str, object]) -> str:
@@ -99,7 +123,7 @@ def plan_subclone(
     **targets,
 ) -> Result:
     """Decide and apply, and return the plan, the child and what the passes told; arguments as in `subclone`."""
-    steps = Pipeline.parse(recipe(**targets))
+    steps = Pipeline.parse(recipe_text(**targets))
     return steps.run(parent, stats, data=data, seed=seed, native_constants=native_constants)
 
 
@@ -116,7 +140,8 @@ def subclone(
 
     stats: from `calibrate`; not needed where nothing is ranked by activations. Targets are sizes, as numbers, {stack:
     number}, or lists with one entry per kept block: hidden, ffn, heads, kv_heads, head_dim, layers, blocks.
-    by, blocks_by, rescale: see the passes `width`, `depth`, `rescale`; the defaults are the recipe of arXiv 2312.09299.
+    by, blocks_by, rescale: see the passes `width`, `depth`, `rescale`; what is left out is the recipe's choice.
+    recipe: paper (arXiv 2312.09299), or best (rotated where the graph allows it, and refitted), which needs `data`.
     native_constants: the child's scalars are those of the framework's own smaller class, weights take the ratio.
     Raises: CutError for a target the graph does not admit.
 

@@ -14,7 +14,7 @@ from graphclone.cli.terminal import out
 from graphclone.importance import BLOCK_RULES, METRICS, Metric
 from graphclone.model import Model
 from graphclone.pipeline import Context, Pipeline
-from graphclone.subclone import recipe
+from graphclone.subclone import RECIPES, recipe_text
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,17 @@ class Job:
 
     def check(self, targets: Mapping[str, object]) -> None:
         """Raise what the targets would raise, before samples are measured: by a plan that needs none."""
+        recipe_text(**targets)
+        chosen = RECIPES[targets["recipe"]]
+        by, blocks_by = targets["by"] or chosen.by, targets["blocks_by"] or chosen.blocks_by
         unmeasured = {
-            "by": _unmeasured(METRICS, targets["by"]),
-            "blocks_by": _unmeasured(BLOCK_RULES, targets["blocks_by"]),
+            "recipe": "paper",
+            "by": _unmeasured(METRICS, by),
+            "blocks_by": _unmeasured(BLOCK_RULES, blocks_by),
             "rescale": "none" if targets["rescale"] == "norm_gain" else targets["rescale"],
         }
-        steps = Pipeline.parse(recipe(**{**targets, **unmeasured}))
-        if self.native_constants and unmeasured["by"] == targets["by"]:  # it depends on which indices stay
+        steps = Pipeline.parse(recipe_text(**{**targets, **unmeasured}))
+        if self.native_constants and unmeasured["by"] == by:  # it depends on which indices stay
             steps.run(self.parent, analysis=self.analysis, native_constants=True)
         else:
             steps.plan(self.parent, None, Context(self.parent, self.analysis))

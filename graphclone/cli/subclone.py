@@ -22,15 +22,10 @@ TARGETS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "layers", "blocks")
 @click.option("--head-dim", type=Target(), help="Width of a head.")
 @click.option("--layers", type=Target(lists=False), help="Blocks to keep.")
 @click.option("--blocks", type=Blocks(), help="The blocks to keep, instead of --layers.")
-@click.option("--by", metavar="METRIC", default="mean_abs", show_default=True, help="Importance of an index.")
-@click.option("--blocks-by", metavar="METRIC", default="middle", show_default=True, help="Which blocks go.")
-@click.option(
-    "--rescale",
-    metavar="MODE",
-    default="paper",
-    show_default=True,
-    help="Scale weights after the cut: none, paper or norm_gain.",
-)
+@click.option("--recipe", metavar="NAME", default="paper", show_default=True, help="paper, or best (needs --data).")
+@click.option("--by", metavar="METRIC", help="Importance of an index; mean_abs in the paper's recipe.")
+@click.option("--blocks-by", metavar="METRIC", help="Which blocks go; middle in the paper's recipe.")
+@click.option("--rescale", metavar="MODE", help="Scale weights after the cut: none, paper or norm_gain.")
 @options.native_constants
 @click.option("--keep-heads", is_flag=True, help="Leave widths outside the blocks that equal hidden as they are.")
 @click.option("--plan-out", metavar="PLAN", type=options.FILE, help="Write the decisions to a plan file too.")
@@ -63,7 +58,8 @@ def command(
 
     V is a size N, or stack=N,stack=N, or [n0,n1,..] with one entry per kept block. Metrics: mean_abs, l2, variance,
     output_aware, first, uniform, random; for blocks: middle, relative_magnitude, block_influence, uniform, first.
-    Samples (--data) or statistics (--stats) are needed where a metric measures activations.
+    Samples (--data) or statistics (--stats) are needed where a metric measures activations. The recipe best also rotates
+    the residual stream where the graph allows it, and refits the linear operators by least squares.
     """
     if data is not None and stats is not None:
         raise click.UsageError("give --data or --stats, not both")
@@ -77,11 +73,11 @@ def command(
         raise click.UsageError("give --layers or --blocks, not both")
     from graphclone.cli.job import Job, Samples
     from graphclone.model import load
-    from graphclone.subclone import recipe
+    from graphclone.subclone import recipe_text
 
     samples = Samples(data, stats, {"provider": provider, "batches": batches, "batch_size": batch_size, "mask": mask})
     job = Job(
         load(model, retie=not no_retie), samples, seed, output, plan_out, not no_verify, dry_run, native_constants
     )
     job.check(targets)
-    job.run(recipe(**targets))
+    job.run(recipe_text(**targets))
