@@ -125,10 +125,20 @@ def like_parameters(op: Op) -> Code:
 
 def _report(stored: list[Stored], names: Names, assumed: list[str], lacking: list[str] | None) -> dict[str, list[str]]:
     present = {path for each in stored for path in (each.path, *each.aliases)}
-    absent = sorted(name for name, kind in names.kinds.items() if kind == "PARAMETER" and name not in present)
+    absent = [name for name, kind in names.kinds.items() if kind == "PARAMETER" and name not in present]
+    heads = {tuple(path.split(".")[:length]) for path in present for length in range(path.count(".") + 1)}
+    absent = sorted(name for name in absent if not _in_dropped_block(name.split("."), heads))
     return {
         "assumed": assumed,
         "unsure": [f"{each.path}: {each.unsure}" for each in stored if each.unsure],
         "unnamed": [each.path for each in stored if each.trainable and names.lost(each.path)],
         "absent": absent if lacking is None else lacking,
     }
+
+
+def _in_dropped_block(parts: list[str], heads: set[tuple[str, ...]]) -> bool:
+    """Tell whether a name lies in a numbered module that a cut removed, beside ones that are there."""
+    return any(
+        part.isdigit() and tuple(parts[: place + 1]) not in heads and (*parts[:place], "0") in heads
+        for place, part in enumerate(parts)
+    )

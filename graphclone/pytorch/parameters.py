@@ -74,7 +74,7 @@ def numbers(program: Program, names: Names) -> None:
         dtype = known.torch_type(value.weight.onnx_dtype)
         reading = users.get(value, [])
         setting = bool(reading) and all(op.type in ("OneHot", "Resize", "Range") and not op.domain for op in reading)
-        plain = setting or not dtype.is_floating_point and value.weight.size <= known.LARGEST
+        plain = setting or (not dtype.is_floating_point and value.weight.size <= known.LARGEST)
         if plain or (value.weight.size == 1 and len(value.weight.shape) <= 1 and not names.is_parameter(value.name)):
             value.dtype, value.dims, value.is_table = dtype, tuple(value.weight.shape), True
             known.known_constant(value, value.weight.load(), dtype)
