@@ -31,8 +31,8 @@ def check_tables(typing: AxisTyping, cut: Cut, stored: Sequence[str] = ()) -> No
             continue
         raise CutError(
             f"'{table.name}' at {table.where} is a table of {table.kind} that the framework computes from the size; "
-            f"its formula for {len(picks)} entries does not give the kept ones; keep evenly spaced entries, or leave "
-            f"out --native-constants"
+            f"its formula for {len(picks)} entries does not give the kept ones; keep evenly spaced entries, or do "
+            f"without native constants"
         )
 
 

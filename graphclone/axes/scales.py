@@ -180,7 +180,7 @@ class _Finder:
             raise CutError(
                 f"{node.op.where}: the scale of its scores follows the head size, "
                 f"and no weight can take the ratio ({reason}); "
-                f"leave out --native-constants, or do not cut its head size"
+                f"do without native constants, or do not cut its head size"
             )
         chosen = fitting[0]
         self.taken |= keys[chosen]

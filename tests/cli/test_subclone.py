@@ -157,7 +157,3 @@ def test_torch_writes_source_and_weights(cli, model, tmp_path):
     names = {path.name for path in (tmp_path / "small").iterdir()}
     assert "model.safetensors" in names and any(name.endswith(".py") for name in names)
     assert all(str(tmp_path / "small" / name) in ended.out for name in names)
-
-
-def test_checkpoint_says_that_it_does_not_exist_yet(refused):
-    assert "not in this version" in refused("checkpoint", "a.onnx", "--plan", "b", "--from", "c", "-o", "d")

@@ -1,0 +1,211 @@
+"""Apply a plan to the checkpoint that a model was exported from, and rewrite its config."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from graphclone.analysis import Analysis, analyse
+from graphclone.axes.axis import find
+from graphclone.checkpoint.carrying import Carrier
+from graphclone.checkpoint.config import rewrite_config
+from graphclone.checkpoint.files import Checkpoint, new_folder, read_checkpoint, write_checkpoint_files
+from graphclone.checkpoint.matching import Match, match
+from graphclone.checkpoint.numbering import Numbering, find_numberings, renumbered, without_expert
+from graphclone.dtypes import is_float
+from graphclone.errors import CheckFailed, CutError, InputError
+from graphclone.model import Model
+from graphclone.plan import Cut, Plan, resolve
+from graphclone.surgery import carry_out_traced
+from graphclone.weights import Weight
+
+RECOMPUTED = re.compile(r"inv_freq|rotary_emb")
+TOLERANCE = 1e-5
+
+
+@dataclass
+class Report:
+    """What became of the tensors.
+
+    matched: those found in the graph. kept: others that no cut touches. typed: others, cut by sizes and names.
+    dropped: those of dropped blocks and experts. difference: of the loaded model's outputs from the slim model's,
+    relative, or None where that was not compared, and `note` says why.
+    """
+
+    matched: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    typed: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    difference: float | None = None
+    note: str = ""
+
+
+def write_checkpoint(
+    model: Model,
+    plan: Plan,
+    source: str | Path,
+    output: str | Path,
+    *,
+    check: bool = True,
+    analysis: Analysis | None = None,
+) -> Report:
+    """Write the checkpoint that a plan makes of another, and tell what became of its tensors.
+
+    model: the exported parent. source: a folder with safetensors and maybe a config.json, or a .safetensors file.
+    output: a new folder. check: load the result with transformers, where it is installed, and compare its outputs.
+    Raises: InputError for a checkpoint of another model; CutError for what the config cannot express, and where a
+    tensor outside the graph could be cut in several ways; CheckFailed where the outputs differ (nothing is written).
+
+    Example:
+        write_checkpoint(graphclone.load("gpt2.onnx"), Plan.load("plan.json"), "gpt2", "gpt2-small")
+    """
+    from graphclone.pytorch.pretrained import config_defaults
+
+    analysis = analysis or analyse(model)
+    cut = resolve(plan, analysis)
+    checkpoint = read_checkpoint(source)
+    matches = match(checkpoint.tensors, model, analysis.typing)
+    if not matches:
+        raise InputError(
+            f"no tensor of '{source}' is in the model; is it the checkpoint that the model was exported from?"
+        )
+    config = None
+    if checkpoint.config is not None:
+        config = rewrite_config(checkpoint.config, analysis, cut, config_defaults(checkpoint.folder))
+    stored = [part.name for name, each in matches.items() for part in each.parts if not RECOMPUTED.search(name)]
+    child, nodes = carry_out_traced(cut, model, analysis, plan, native_constants=True, stored_tables=stored)
+    carrier = Carrier(analysis.typing, cut, nodes)
+    numberings = find_numberings(model, analysis, cut, matches)
+    tensors, report = _tensors(checkpoint, matches, carrier, numberings, _Sizes(analysis, cut, matches, checkpoint))
+    file_of = {new: checkpoint.file_of[old] for new, (old, _) in tensors.items()}
+    with new_folder(Path(output)) as folder:
+        weights = {new: weight for new, (_, weight) in tensors.items()}
+        write_checkpoint_files(folder, checkpoint, weights, file_of, config)
+        if check:
+            _compare(report, folder, child, config)
+    return report
+
+
+def _tensors(
+    checkpoint: Checkpoint,
+    matches: Mapping[str, Match],
+    carrier: Carrier,
+    numberings: list[Numbering],
+    sizes: "_Sizes",
+) -> tuple[dict[str, tuple[str, Weight]], Report]:
+    """Return {new name: (old name, weight)}."""
+    found: dict[str, tuple[str, Weight]] = {}
+    report = Report()
+    for name, weight in checkpoint.tensors.items():
+        expert = position = None
+        if name in matches:
+            weight, expert, position = carrier.carried(matches[name], weight)
+            report.matched.append(name)
+        new = renumbered(name, numberings, alive=name in matches and weight is not None)
+        if weight is None or new is None:
+            report.dropped.append(name)
+            continue
+        if name not in matches:
+            cut = sizes.cut(name, weight)
+            (report.kept if cut is weight else report.typed).append(name)
+            weight = cut
+        if expert is not None and position is not None:
+            new = without_expert(new, expert, position, numberings)
+        found[new] = (name, weight)
+    return found, report
+
+
+class _Sizes:
+    """Cut what the graph does not contain by what its sizes mean elsewhere in the checkpoint."""
+
+    def __init__(self, analysis: Analysis, cut: Cut, matches: Mapping[str, Match], checkpoint: Checkpoint):
+        self.cut_ = cut
+        self.matches = matches
+        self.tensors = checkpoint.tensors
+        self.meanings: dict[int, dict[bytes, np.ndarray | None]] = {}
+        for each in matches.values():
+            for part in each.parts:
+                for axis in part.use.axes:
+                    picks = cut.picks(axis)
+                    key = b"" if picks is None else picks.tobytes()
+                    self.meanings.setdefault(find(axis).size[0], {})[key] = picks
+        self.hidden = {
+            dimension.size: cut.picks(dimension.axes[0])
+            for dimension in analysis.dimensions
+            if dimension.role == "hidden"
+        }
+
+    def cut(self, name: str, weight: Weight) -> Weight:
+        """Return the tensor as it is, or cut along each axis. Raises: CutError where a size has several meanings."""
+        if not is_float(weight.onnx_dtype) or RECOMPUTED.search(name) or _is_mask(weight):
+            return weight
+        sibling = self._sibling(name, weight)
+        for axis, size in enumerate(weight.shape):
+            picks = sibling if sibling is not None else self._picks(name, axis, size, weight)
+            if isinstance(picks, np.ndarray):
+                weight = weight.take(axis, picks)
+        return weight
+
+    def _sibling(self, name: str, weight: Weight) -> np.ndarray | None:
+        """A bias goes with the outputs of the weight beside it."""
+        module, _, leaf = name.rpartition(".")
+        match = self.matches.get(f"{module}.weight")
+        if leaf != "bias" or match is None or len(match.parts) != 1 or len(weight.shape) != 1:
+            return None
+        found = [self.cut_.picks(axis) for axis in match.parts[0].use.axes if find(axis).size[0] == weight.shape[0]]
+        alike = {b"" if picks is None else picks.tobytes() for picks in found}
+        return found[0] if len(alike) == 1 else None
+
+    def _picks(self, name: str, axis: int, size: int, weight: Weight) -> np.ndarray | None:
+        meanings = self.meanings.get(size, {})
+        if not any(picks is not None for picks in meanings.values()):
+            return None
+        if size in self.hidden and not re.search(r"\.\d+\.", name):
+            return self.hidden[size]
+        if len(meanings) == 1:
+            return next(iter(meanings.values()))
+        raise CutError(
+            f"'{name}' {list(weight.shape)} is not in the graph, and its axis {axis} of {size} could be cut in "
+            f"{len(meanings)} ways; export the model with it, or remove it from the checkpoint"
+        )
+
+
+def _is_mask(weight: Weight) -> bool:
+    """Tell whether a tensor is a causal mask that old checkpoints carry: (1, 1, n, n)."""
+    return len(weight.shape) == 4 and weight.shape[:2] == (1, 1) and weight.shape[2] == weight.shape[3]
+
+
+def _compare(report: Report, folder: Path, child: Model, config: dict | None) -> None:
+    """Load what was written with transformers and compare its outputs with the slim model's."""
+    from graphclone.pytorch.pretrained import outputs_of
+    from graphclone.verify.running import first_run
+
+    if config is None:
+        report.note = "not compared: there is no config.json to build a model from"
+        return
+    _, probes, wanted = first_run(child, analyse(child))
+    try:
+        got = [outputs_of(folder, feeds, list(outputs)) for feeds, outputs in zip(probes, wanted, strict=True)]
+    except InputError as error:
+        report.note = f"not compared: {error}"
+        return
+    worst, where = 0.0, ""
+    for given, expected in zip(got, wanted, strict=True):
+        for name, array in expected.items():
+            if name not in given:
+                continue
+            same = given[name].shape == array.shape
+            largest = float(np.abs(array).max()) or 1.0
+            off = float(np.abs(given[name] - array).max()) / largest if same else float("inf")
+            worst, where = max((worst, where), (off, name))
+    report.difference = worst
+    if not worst <= TOLERANCE:
+        raise CheckFailed(
+            f"the checkpoint's output '{where}' differs from the slim model's by {worst:.1e} (at most "
+            f"{TOLERANCE:.0e}); nothing was written"
+        )
+
+
+__all__ = ["Report", "read_checkpoint", "write_checkpoint"]

@@ -1,0 +1,284 @@
+"""Rewrite a config: fields whose name speaks of a dimension and whose value is the parent's size get the child's.
+
+There is no table of models, only a vocabulary. Where the child has several sizes for one field, or a size that no field
+speaks of, the class behind the config cannot express the child, and that is an error that names the field.
+"""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from graphclone.analysis import Analysis
+from graphclone.errors import CutError
+from graphclone.plan import Cut
+
+ROLES = (
+    ("layers", r"(^|_)(n|num|hidden|encoder|decoder|text|vision)_?(hidden_|(en|de)coder_)?(layers?|blocks)$|^depth$"),
+    ("kv_heads", r"(key_value|kv)_heads|^num_kv$|^n_head_kv$|^n_kv_heads$"),
+    ("heads", r"(^|_)n?_?heads?$|(^|_)n_heads?$|attention_heads$"),
+    ("head_dim", r"head_dim|head_size|^d_kv$|(^|_)kv_channels$|^key_size$|pre_attn_scalar|^attention_key_size$"),
+    ("ffn", r"intermediate|ffn|^n_inner$|^d_ff$|mlp_dim|inner_dim|^hidden_dim$|feed_?forward|mlp_size"),
+    ("hidden", r"hidden_size|^n_embd$|^d_model$|^dim$|embed(ding)?_dim|^hidden_dim$|embedding_size|^model_dim$|"
+               r"embed_proj_dim|pooler_output_size|^hidden_width$"),
+    ("experts", r"num_(local_)?experts$|n_routed_experts|num_experts$"),
+    ("vocab", r"^vocab_size$"),
+    ("free", r"proj(ection)?_dim|embedding_size|_dim$|_size$|classifier_proj_size"),
+)  # fmt: skip
+"""Roles by what a field's name says; a field may speak of several, and its value decides."""
+BACKBONE = ("out_features", "out_indices", "stage_names")
+"""Which blocks a backbone returns: left out where blocks were dropped, so that the class takes the last one."""
+RATIO = re.compile(r"(mlp|ffn|intermediate|expansion)_(ratio|factor)$")
+PER_LAYER = re.compile(r"layer|block|types|window|pattern")
+SECTIONS = {"text": "text", "vision": "vision", "encoder": "encoder", "decoder": "decoder", "audio": "audio"}
+DERIVED_FFN = 4
+
+
+@dataclass
+class Sizes:
+    """Old and new sizes of one role in one stack, over its blocks: {old} and {new}."""
+
+    old: set[int] = field(default_factory=set)
+    new: set[int] = field(default_factory=set)
+
+    @property
+    def changed(self) -> bool:
+        return self.old != self.new
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of the config: the dictionary that holds it, its key, the path that messages show, its section."""
+
+    holder: dict
+    key: str
+    path: str
+    section: str
+
+
+def rewrite_config(config: Mapping, analysis: Analysis, cut: Cut, defaults: Mapping | None = None) -> dict:
+    """Return the config of the child.
+
+    defaults: the same config with all defaults of its class filled in, where that is known.
+    Raises: CutError that names the field which cannot express the child, or the dimension no field speaks of.
+    """
+    return _Rewriter(config, analysis, cut, defaults or config).run()
+
+
+class _Rewriter:
+    def __init__(self, config: Mapping, analysis: Analysis, cut: Cut, defaults: Mapping):
+        self.config = copy.deepcopy(dict(config))
+        self.defaults = defaults
+        self.analysis = analysis
+        self.cut = cut
+        self.prefixes = [stack.prefix.rstrip(".") for stack in analysis.stacks]
+        self.sizes = self._sizes()
+        self.spoken: set[tuple[str, str]] = set()
+
+    def run(self) -> dict:
+        for each in list(_fields(self.config, self.defaults)):
+            self._rewrite(each)
+        self._derived()
+        self._unspoken()
+        return self.config
+
+    def _sizes(self) -> dict[tuple[str, str], Sizes]:
+        """Return sizes by (stack, role); dimensions outside of blocks belong to the stack ''."""
+        found: dict[tuple[str, str], Sizes] = {}
+        for stack in self.analysis.stacks:
+            layers = found.setdefault((stack.prefix.rstrip("."), "layers"), Sizes())
+            layers.old.add(len(stack.blocks))
+            layers.new.add(len(self.cut.blocks[stack.prefix]))
+        for dimension in self.analysis.dimensions:
+            new = self.cut.size(dimension.axes[0])[0]
+            for name in dimension.names:
+                stack, role, block = _place(name, dimension.role, self.prefixes)
+                sizes = found.setdefault((stack, role), Sizes())
+                sizes.old.add(dimension.size)
+                kept = self.cut.blocks.get(f"{stack}." if stack else "", ())
+                if block is None or block in kept:
+                    sizes.new.add(new)
+        for (stack, role), sizes in list(found.items()):
+            if role == "queries_per_kv" and (stack, "kv_heads") in found:  # a config counts query heads
+                groups = found[stack, "kv_heads"]
+                heads = found.setdefault((stack, "heads"), Sizes())
+                heads.old |= {a * b for a in sizes.old for b in groups.old}
+                heads.new |= {a * b for a in sizes.new for b in groups.new}
+        return found
+
+    def _rewrite(self, each: Field) -> None:
+        value = each.holder.get(each.key)
+        if each.key in BACKBONE and any(r == "layers" and s.changed for (_, r), s in self.sizes.items()):
+            del each.holder[each.key]
+            return
+        if isinstance(value, list):
+            self._rewrite_list(each, value)
+            return
+        if RATIO.search(each.key) and isinstance(value, (int, float)):
+            self._rewrite_ratio(each, value)
+            return
+        if isinstance(value, bool) or not isinstance(value, int):
+            return
+        for role, pattern in ROLES:
+            if not re.search(pattern, each.key):
+                continue
+            matching = self._matching(each, role, value) or (
+                role == "kv_heads" and self._matching(each, "heads", value)
+            )
+            if not matching:
+                continue
+            self.spoken |= {(stack, each_role) for stack, each_role in matching}
+            new = set().union(*(s.new for s in matching.values()))
+            if any(s.changed for s in matching.values()):
+                if len(new) > 1:
+                    raise CutError(
+                        f"config.json cannot express the child: '{each.path}' is one number, and the child has "
+                        f"{sorted(new)} {role.replace('_', ' ')}; choose one size for all blocks"
+                    )
+                each.holder[each.key] = new.pop()
+            return
+
+    def _rewrite_ratio(self, each: Field, value: float) -> None:
+        """Rewrite what a class multiplies the hidden size with to get the feed-forward's."""
+        for stack in [s for s in self.prefixes if self._speaks(each, s, "ffn")]:
+            hidden, ffn = self._one(stack, "hidden"), self._one(stack, "ffn")
+            if hidden is None or ffn is None or int(hidden[0] * value) != ffn[0]:
+                continue
+            if int(hidden[1] * value) != ffn[1]:
+                each.holder[each.key] = (ffn[1] + 1e-9) / hidden[1] if ffn[1] % hidden[1] else ffn[1] // hidden[1]
+            self.spoken.add((stack, "ffn"))
+            return
+
+    def _matching(self, each: Field, role: str, value: int) -> dict[tuple[str, str], Sizes]:
+        return {
+            (stack, known): sizes
+            for (stack, known), sizes in self.sizes.items()
+            if value in sizes.old
+            and (known == role or (role == "free" and known.startswith("free") and sizes.changed))
+            and self._speaks(each, stack, role)
+        }
+
+    def _speaks(self, each: Field, stack: str, role: str) -> bool:
+        """Tell whether a field speaks of a stack: its section or its name says so, or neither names any."""
+        named = next((word for word in SECTIONS if re.search(rf"(^|_){word}(_|$)", each.key)), "")
+        said = named or each.section
+        if said and stack:
+            return stack.startswith(said)
+        if (
+            role == "layers" and stack == "decoder" and not said
+        ):  # beside num_decoder_layers, num_layers is the encoder's
+            return not any("decoder" in key and re.search(ROLES[0][1], key) for key in each.holder)
+        return True
+
+    def _rewrite_list(self, each: Field, value: list) -> None:
+        """Slice lists with an entry per layer; renumber lists of layers."""
+        if not PER_LAYER.search(each.key) or not value:
+            return
+        for stack in self.analysis.stacks:
+            kept = self.cut.blocks[stack.prefix]
+            if len(kept) == len(stack.blocks) or not self._speaks(each, stack.prefix.rstrip("."), "layer list"):
+                continue
+            if len(value) == len(stack.blocks):
+                each.holder[each.key] = [value[i] for i in kept]
+                return
+            if all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < len(stack.blocks) for v in value):
+                each.holder[each.key] = [kept.index(v) for v in value if v in kept]
+                return
+
+    # what a class derives ---------------------------------------------------------------------------------------
+
+    def _derived(self) -> None:
+        """Fill in fields that were left to be derived, where the child's sizes are not what would be derived."""
+        for holder, defaults, section in _sections(self.config, self.defaults):
+            stacks = [s for s in self.prefixes if not section or s.split("_")[0] == section] or [""]
+            for stack in stacks:
+                self._derive(holder, defaults, stack)
+
+    def _derive(self, holder: dict, defaults: Mapping, stack: str) -> None:
+        hidden, heads = self._one(stack, "hidden"), self._one(stack, "heads")
+        head_dim, groups, ffn = self._one(stack, "head_dim"), self._one(stack, "kv_heads"), self._one(stack, "ffn")
+        key = next((k for k in ("head_dim", "d_kv", "attention_head_size", "kv_channels") if k in defaults), None)
+        if head_dim and hidden and heads and (stack, "head_dim") not in self.spoken:
+            if head_dim[0] * heads[0] == hidden[0] and head_dim[1] * heads[1] != hidden[1]:
+                if key is None:
+                    name = next((k for k in holder if re.search(ROLES[2][1], k)), "num_attention_heads")
+                    raise CutError(
+                        f"config.json cannot express the child: its class computes the head size from '{name}', and "
+                        f"{hidden[1]} hidden / {heads[1]} heads is not {head_dim[1]}; cut "
+                        f"the head size or the heads to fit"
+                    )
+                holder[key] = head_dim[1]
+            self.spoken.add((stack, "head_dim"))
+        if groups and heads and (stack, "kv_heads") not in self.spoken and groups[1] != groups[0]:
+            key = next((k for k in ("num_key_value_heads", "num_kv_heads") if k in defaults), None)
+            if key is not None:
+                holder[key] = groups[1]
+                self.spoken.add((stack, "kv_heads"))
+        if ffn and hidden and (stack, "ffn") not in self.spoken and ffn[0] == DERIVED_FFN * hidden[0]:
+            key = next(
+                (k for k in ("n_inner", "intermediate_size", "ffn_dim", "ffn_hidden_size") if k in defaults), None
+            )
+            if ffn[1] != DERIVED_FFN * hidden[1]:
+                if key is None:
+                    raise CutError(
+                        f"config.json cannot express the child: its class computes the feed-forward as "
+                        f"{DERIVED_FFN} x hidden, and the child has {ffn[1]} with {hidden[1]}; "
+                        f"keep {DERIVED_FFN * hidden[1]}"
+                    )
+                holder[key] = ffn[1]
+            self.spoken.add((stack, "ffn"))
+
+    def _one(self, stack: str, role: str) -> tuple[int, int] | None:
+        sizes = self.sizes.get((stack, role)) or self.sizes.get(("", role))
+        if sizes is None or len(sizes.old) != 1 or len(sizes.new) != 1:
+            return None
+        return next(iter(sizes.old)), next(iter(sizes.new))
+
+    def _unspoken(self) -> None:
+        for (stack, role), sizes in self.sizes.items():
+            if not sizes.changed or role == "queries_per_kv" or (stack, role) in self.spoken:
+                continue
+            if any(r == role and (s == "" or stack == "") for s, r in self.spoken) or role == "v_head_dim":
+                continue
+            if role.startswith("free") and any(r == "hidden" and s == sizes for (_, r), s in self.sizes.items()):
+                continue  # a pooler or a head's transform: as wide as the stream in the class as well
+            old, new = sorted(sizes.old), sorted(sizes.new)
+            where = f" of the {stack}" if stack else ""
+            raise CutError(
+                f"config.json cannot express the child: no field speaks of its {role.replace('_', ' ')}{where}, "
+                f"{old[0] if len(old) == 1 else old} before and {new[0] if len(new) == 1 else new} now; do not cut it"
+            )
+
+
+def _place(name: str, role: str, prefixes: Sequence[str]) -> tuple[str, str, int | None]:
+    """Return the stack, the role and the block that a dimension's name speaks of."""
+    stack = next((p for p in sorted(prefixes, key=len, reverse=True) if p and name.startswith(f"{p}.")), "")
+    block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
+    own = name.rpartition(".")[2]
+    if role == "free" or own in ("vocab_1", "vocab_2") or (role == "ffn" and own not in ("ffn", "cross_ffn")):
+        return "", f"free {own}", int(block[1]) if block else None
+    return stack, role, int(block[1]) if block else None
+
+
+def _fields(config: dict, defaults: Mapping, path: str = "", section: str = "") -> Iterator[Field]:
+    """Yield the fields of a config and of its nested sections; those only in the defaults become visible when set."""
+    for key in list(config):
+        value = config[key]
+        if isinstance(value, dict):
+            inner = next((SECTIONS[w] for w in SECTIONS if key.startswith(w)), section)
+            below = defaults.get(key)
+            yield from _fields(value, below if isinstance(below, Mapping) else {}, f"{path}{key}.", inner)
+        else:
+            yield Field(config, key, f"{path}{key}", section)
+
+
+def _sections(config: dict, defaults: Mapping, section: str = "") -> Iterator[tuple[dict, Mapping, str]]:
+    nested = [
+        key for key, value in config.items() if isinstance(value, dict) and any(key.startswith(w) for w in SECTIONS)
+    ]
+    if not nested:
+        yield config, defaults, section
+    for key in nested:
+        below = defaults.get(key)
+        inner = next(SECTIONS[w] for w in SECTIONS if key.startswith(w))
+        yield from _sections(config[key], below if isinstance(below, Mapping) else {}, inner)

@@ -1,0 +1,173 @@
+"""Read and write the files of a checkpoint: safetensors (sharded too), streamed, in a folder that appears at once."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnx import StringStringEntryProto, TensorProto
+
+from graphclone.errors import InputError
+from graphclone.external import ExternalData
+from graphclone.weights import Weight
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+LARGEST_HEADER = 100 << 20
+TYPES = {
+    "F64": "DOUBLE", "F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "I64": "INT64", "I32": "INT32",
+    "I16": "INT16", "I8": "INT8", "U8": "UINT8", "U16": "UINT16", "U32": "UINT32", "U64": "UINT64", "BOOL": "BOOL",
+    "F8_E4M3": "FLOAT8E4M3FN", "F8_E5M2": "FLOAT8E5M2",
+}  # fmt: skip
+CODES = {TensorProto.DataType.Value(name): code for code, name in TYPES.items()}
+TOO_OLD = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+
+
+@dataclass
+class Checkpoint:
+    """Tensors by name, the file each lies in, and the config; `folder` is where other files lie, or None."""
+
+    tensors: dict[str, Weight]
+    file_of: dict[str, str]
+    config: dict | None = None
+    folder: Path | None = None
+    notes: dict[str, dict[str, str]] = field(default_factory=dict)  # of each file
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a folder with safetensors and maybe a config.json, or one .safetensors file; weights stay on disk.
+
+    Raises: InputError for what is missing, damaged, or of a format that runs code when it is read.
+    """
+    path = Path(path)
+    if path.is_file():
+        found = Checkpoint({}, {})
+        _read_file(path, found)
+        return found
+    if not path.is_dir():
+        raise InputError(f"cannot read the checkpoint '{path}': there is no such folder or file")
+    files = sorted(set(_json(path / INDEX).get("weight_map", {}).values())) if (path / INDEX).is_file() else []
+    files = files or ([SINGLE] if (path / SINGLE).is_file() else sorted(p.name for p in path.glob("*.safetensors")))
+    if not files:
+        other = next((p.name for p in sorted(path.iterdir()) if p.suffix in TOO_OLD), None)
+        seen = f"it has '{other}', which can run code when it is read" if other else "it has no weights"
+        raise InputError(f"'{path}' has no .safetensors file ({seen}); save the model with save_pretrained() first")
+    config = path / "config.json"
+    found = Checkpoint({}, {}, _json(config) if config.is_file() else None, path)
+    for name in files:
+        if Path(name).name != name:
+            raise InputError(f"'{path / INDEX}' names '{name}', which is not a file of its folder")
+        _read_file(path / name, found)
+    return found
+
+
+def _json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read '{path}': {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"cannot read '{path}': it holds no JSON object")
+    return value
+
+
+def _read_file(path: Path, found: Checkpoint) -> None:
+    header, start = _header(path)
+    external = ExternalData(path.parent, path)
+    found.notes[path.name] = header.pop("__metadata__", None) or {}
+    for name, entry in header.items():
+        try:
+            begin, end = (int(n) for n in entry["data_offsets"])
+            proto = TensorProto(
+                name=name, dims=entry["shape"], data_type=TensorProto.DataType.Value(TYPES[entry["dtype"]])
+            )
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"'{path}' describes tensor '{name}' in a way that is not understood: {entry}") from None
+        proto.data_location = TensorProto.EXTERNAL
+        places = {"location": path.name, "offset": str(start + begin), "length": str(end - begin)}
+        proto.external_data.extend(StringStringEntryProto(key=key, value=value) for key, value in places.items())
+        found.tensors[name] = Weight(external.source(proto))
+        found.file_of[name] = path.name
+
+
+def _header(path: Path) -> tuple[dict, int]:
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > min(LARGEST_HEADER, os.fstat(file.fileno()).st_size):
+                raise ValueError("its header is longer than the file")
+            return dict(json.loads(file.read(size))), 8 + size
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"'{path}' is no safetensors file: {error}; copy it again") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Weight], notes: Mapping[str, str]) -> None:
+    """Write a safetensors file, a few MB at a time."""
+    header: dict = {"__metadata__": dict(notes)} if notes else {}
+    offset = 0
+    for name, weight in tensors.items():
+        header[name] = {
+            "dtype": CODES[weight.onnx_dtype],
+            "shape": list(weight.shape),
+            "data_offsets": [offset, offset + weight.nbytes],
+        }
+        offset += weight.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "xb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for weight in tensors.values():
+            for chunk in weight.chunks():
+                file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_checkpoint_files(
+    folder: Path, source: Checkpoint, tensors: Mapping[str, Weight], file_of: Mapping[str, str], config: dict | None
+) -> None:
+    """Fill a folder: weights in as many files as the source has, the config, and copies of everything else."""
+    files = dict.fromkeys(file_of.values())
+    for file in files:
+        part = {name: weight for name, weight in tensors.items() if file_of[name] == file}
+        write_tensors(folder / file, part, source.notes.get(file, {}))
+    if len(files) > 1 or (source.folder is not None and (source.folder / INDEX).is_file()):
+        total = sum(weight.nbytes for weight in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(file_of)}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if source.folder is None:
+        return
+    for path in sorted(source.folder.iterdir()):
+        weights = path.suffix == ".safetensors" or path.name in (INDEX, "config.json") or path.suffix in TOO_OLD
+        if path.is_file() and not weights and path.suffix not in (".onnx", ".onnx_data"):
+            shutil.copyfile(path, folder / path.name)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` when everything went well, and vanishes otherwise.
+
+    Raises: InputError where `path` has files already or cannot be made.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"cannot write '{path}': there is something already; name a new or an empty folder")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write '{path}': there is no folder '{path.parent}'; create it first")
+    temporary = path.with_name(f".graphclone-{secrets.token_hex(6)}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write '{path}': {error.strerror or error}; nothing was changed") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

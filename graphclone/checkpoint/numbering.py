@@ -1,0 +1,102 @@
+"""Renumber the tensors of kept blocks and experts, as `graphclone.bypass` does in the graph."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from graphclone.analysis import Analysis
+from graphclone.blocks import Block
+from graphclone.checkpoint.matching import Match
+from graphclone.graphs import walk
+from graphclone.model import Model
+from graphclone.plan import Cut
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Names of one stack carry `before` and then the block's number plus `offset`."""
+
+    before: str
+    offset: int
+    kept: tuple[int, ...]
+    count: int
+
+    def block_of(self, name: str) -> int | None:
+        """Return the parent's block that a name speaks of, or None."""
+        found = re.match(re.escape(self.before) + r"(\d+)(?!\d)", name)
+        number = int(found[1]) - self.offset if found else -1
+        return number if 0 <= number < self.count else None
+
+    def renamed(self, name: str, number: int) -> str:
+        """Return the name with another block's number."""
+        return re.sub("^" + re.escape(self.before) + r"\d+", lambda _: f"{self.before}{number + self.offset}", name)
+
+
+def find_numberings(model: Model, analysis: Analysis, cut: Cut, matches: Mapping[str, Match]) -> list[Numbering]:
+    """Return how the checkpoint numbers the blocks of each stack.
+
+    Example:
+        [(each.before, each.offset) for each in find_numberings(model, analysis, cut, matches)]  # [('h.', 0)]
+    """
+    tensors = {t.name: t for graph in walk(model.graph) for node in graph.nodes for t in (*node.inputs, *node.outputs)}
+    found: dict[str, Numbering] = {}
+    for stack in analysis.stacks:
+        common: set[tuple[str, int]] | None = None
+        for block in stack.blocks:
+            nodes = set().union(*(_nodes_of(tensors, part) for part in (block, *block.twins)))
+            here = set()
+            for match in matches.values():
+                if any(id(part.use.node) in nodes for part in match.parts):
+                    for digits in re.finditer(r"\d+", match.tensor):
+                        if (offset := int(digits.group()) - block.index) in (0, 1):
+                            here.add((match.tensor[: digits.start()], offset))
+            common = here if common is None else common & here
+        for before, offset in sorted(common or ()):
+            found.setdefault(before, Numbering(before, offset, cut.blocks[stack.prefix], len(stack.blocks)))
+    return list(found.values())
+
+
+def _nodes_of(tensors: Mapping[str, gs.Tensor], block: Block) -> set[int]:
+    """Return the ids of a block's nodes, and of those that rearrange its weights."""
+    below, waiting = set(), [tensors[block.entry]]
+    while waiting:
+        for node in waiting.pop().outputs:
+            if id(node) not in below:
+                below.add(id(node))
+                waiting.extend(node.outputs)
+    found, waiting = set(), [tensors[block.exit]]
+    while waiting:
+        tensor = waiting.pop()
+        if tensor.name == block.entry:
+            continue
+        for node in tensor.inputs:
+            if id(node) not in found and (id(node) in below or all(isinstance(t, gs.Constant) for t in node.inputs)):
+                found.add(id(node))
+                waiting.extend(node.inputs)
+    return found
+
+
+def renumbered(name: str, numberings: Sequence[Numbering], alive: bool) -> str | None:
+    """Return the child's name of a tensor; None where its block is gone.
+
+    alive: whether the child reads it all the same, as it does the first block's position bias of T5: that moves on.
+    """
+    for numbering in numberings:
+        block = numbering.block_of(name)
+        if block is None:
+            continue
+        if block in numbering.kept:
+            return numbering.renamed(name, numbering.kept.index(block))
+        return numbering.renamed(name, 0) if alive else None
+    return name
+
+
+def without_expert(name: str, expert: int, position: int, numberings: Sequence[Numbering]) -> str:
+    """Return a name with an expert's new number: the last part of it that is the expert's."""
+    before = max((len(each.before) for each in numberings if each.block_of(name) is not None), default=0)
+    places = [m for m in re.finditer(r"(?<=\.)\d+(?=\.|$)", name) if int(m.group()) == expert and m.start() > before]
+    if not places:
+        return name
+    return f"{name[: places[-1].start()]}{position}{name[places[-1].end() :]}"

@@ -1,0 +1,273 @@
+"""Checkpoints: `from_pretrained` gives the slim model's outputs, and what a config cannot say is refused."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from safetensors.numpy import load_file, save_file
+from transformers import AutoConfig, AutoModel
+from transformers.utils import logging
+
+from graphclone.analysis import analyse
+from graphclone.checkpoint import read_checkpoint, write_checkpoint
+from graphclone.checkpoint.config import rewrite_config
+from graphclone.cli import main
+from graphclone.errors import CheckFailed, CutError, InputError
+from graphclone.model import load
+from graphclone.plan import Plan, resolve
+from graphclone.subclone import plan_subclone
+
+QUICK = ("gpt2", "llama", "bert", "vit")
+FAMILIES = [
+    *QUICK,
+    *(
+        pytest.param(name, marks=pytest.mark.long)
+        for name in (
+            *("qwen2", "qwen3", "gemma2", "phi3", "mixtral", "roberta", "deberta_v2", "t5", "bart", "whisper", "clip"),
+            *(
+                "qwen3_moe",
+                "olmoe",
+                "distilbert",
+                "electra",
+                "albert",
+                "opt",
+                "gpt_neox",
+                "falcon",
+                "gemma3",
+                "deit",
+                "dinov2",
+            ),
+        )
+    ),
+]
+logging.disable_progress_bar()
+logging.set_verbosity_error()
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """Return a function from a family's name to the folder of its checkpoint."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def save(name: str) -> Path:
+        if not (folder / name).exists():
+            zoo.family(name).build().save_pretrained(folder / name)
+            (folder / name / "tokenizer_config.json").write_text("{}")
+        return folder / name
+
+    return save
+
+
+def drawn(name: str, *, head_dim: bool = False) -> dict[str, list[int]]:
+    """Draw a cut that a config can express: FFNs, heads or head sizes, experts, and the hidden size to match."""
+    sizes = zoo.dimensions(name)
+    tail = {n: n.split(".")[-1] for n in sizes}
+    counts = {n: sizes[n] // 2 for n in sizes if tail[n] == "ffn"}
+    counts |= {n: sizes[n] - 2 for n in sizes if tail[n] == "experts"}
+    if head_dim:
+        counts |= {n: sizes[n] // 2 for n in sizes if tail[n] in ("head_dim", "cross_head_dim")}
+    else:
+        counts |= {n: sizes[n] - 1 for n in sizes if tail[n] in ("heads", "kv_heads", "cross_heads") and sizes[n] > 1}
+    for name_of_width in [n for n in sizes if tail[n] == "hidden"]:
+        before = name_of_width.removesuffix("hidden")
+        own = [n for n in sizes if n.startswith(before)]
+        heads = next((counts.get(n, sizes[n]) for n in own if tail[n] == "heads"), None)
+        heads = heads or 2 * next(counts.get(n, sizes[n]) for n in own if tail[n] == "kv_heads")
+        width = heads * next(counts.get(n, sizes[n]) for n in own if tail[n] == "head_dim")
+        width = width if width < sizes[name_of_width] else sizes[name_of_width] - 8
+        alike = [n for n in sizes if tail[n].startswith(("head_", "stem_")) and tail[n][5:].isdigit()]
+        counts |= {n: width for n in (name_of_width, *alike) if sizes[n] == sizes[name_of_width]}
+    return {n: zoo.choose(name, n, count) for n, count in counts.items()}
+
+
+def planned(name: str, parent) -> Plan:
+    """Draw such a cut without the first and the third block."""
+    analysis = analyse(parent)
+    keep = drawn(name, head_dim=name in ("bart", "whisper"))
+    blocks = {s.prefix.rstrip("."): tuple(i for i in range(len(s.blocks)) if i not in (0, 2)) for s in analysis.stacks}
+    return Plan(keep={n: tuple(map(int, kept)) for n, kept in keep.items()}, blocks=blocks)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_loaded_checkpoint_is_the_slim_model(name, pretrained, tmp_path):
+    parent = load(zoo.export(name, "legacy17"))
+    report = write_checkpoint(parent, planned(name, parent), pretrained(name), tmp_path / "small")
+    assert report.difference < 1e-5
+    assert (tmp_path / "small" / "tokenizer_config.json").exists()
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_dynamo_exports_match_as_well(name, pretrained, tmp_path):
+    parent = load(zoo.export(name, "dynamo20"))
+    report = write_checkpoint(parent, planned(name, parent), pretrained(name), tmp_path / "small")
+    assert report.difference < 1e-5 and not report.kept and not report.typed
+
+
+def test_native_scales_reach_the_checkpoint(pretrained, tmp_path):
+    parent = load(zoo.export("bert", "dynamo20"))
+    keep = {n: tuple(kept) for n, kept in drawn("bert", head_dim=True).items()}
+    assert write_checkpoint(parent, Plan(keep=keep), pretrained("bert"), tmp_path / "small").difference < 1e-5
+
+
+def test_scales_and_replacements_of_the_plan_reach_the_checkpoint(pretrained, tmp_path):
+    parent = load(zoo.export("gpt2", "legacy17"))
+    plan = plan_subclone(parent, None, ffn=56, layers=3, by="first").plan
+    bias = np.linspace(-1, 1, 48, dtype=np.float32)
+    plan = plan.with_(replace={"transformer.ln_f.bias": bias})
+    assert any(factor != 1 for factor in plan.scale.values())
+    assert write_checkpoint(parent, plan, pretrained("gpt2"), tmp_path / "small").difference < 1e-5
+    assert np.array_equal(load_file(tmp_path / "small" / "model.safetensors")["transformer.ln_f.bias"], bias)
+
+
+def test_shards_stay_shards(pretrained, tmp_path):
+    source = tmp_path / "sharded"
+    zoo.family("gpt2").build().save_pretrained(source, max_shard_size="60KB")
+    parent = load(zoo.export("gpt2", "legacy17"))
+    report = write_checkpoint(parent, planned("gpt2", parent), source, tmp_path / "small")
+    index = json.loads((tmp_path / "small" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert report.difference < 1e-5 and len(set(index.values())) > 2
+    assert set(index) == set(read_checkpoint(tmp_path / "small").tensors)
+
+
+def test_half_precision_checkpoints_stay_half(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained("llama"), tmp_path / "half")
+    tensors = {name: value.astype(np.float16) for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    parent = load(zoo.export("llama", "legacy17"))
+    report = write_checkpoint(parent, planned("llama", parent), folder, tmp_path / "small", check=False)
+    assert len(report.matched) == len(tensors)
+    assert {value.dtype.name for value in load_file(tmp_path / "small" / "model.safetensors").values()} == {"float16"}
+
+
+def test_tensors_outside_the_graph_are_cut_by_their_sizes(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained("bert"), tmp_path / "more")
+    tensors = load_file(folder / "model.safetensors")
+    rng = np.random.default_rng(0)
+    tensors |= {"classifier.weight": rng.random((5, 48), np.float32), "classifier.bias": rng.random(5, np.float32)}
+    save_file(tensors, folder / "model.safetensors")
+    parent = load(zoo.export("bert", "legacy17"))
+    plan = planned("bert", parent)
+    report = write_checkpoint(parent, plan, folder, tmp_path / "small", check=False)
+    small = load_file(tmp_path / "small" / "model.safetensors")
+    assert report.typed == ["classifier.weight"] and report.kept == ["classifier.bias"]
+    assert np.array_equal(small["classifier.weight"], tensors["classifier.weight"][:, list(plan.keep["hidden"])])
+    assert sorted({name.split(".")[2] for name in small if name.startswith("encoder.layer")}) == ["0", "1", "2"]
+
+
+def test_a_lone_file_gets_its_weights_alone(pretrained, tmp_path):
+    parent = load(zoo.export("vit", "legacy17"))
+    report = write_checkpoint(
+        parent, planned("vit", parent), pretrained("vit") / "model.safetensors", tmp_path / "small"
+    )
+    assert [path.name for path in (tmp_path / "small").iterdir()] == ["model.safetensors"]
+    assert report.difference is None and "config.json" in report.note
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "said"),
+    [
+        ("gpt2", {"blocks.0.ffn": range(10), "blocks.1.ffn": range(20)}, r"'n_inner' is one number"),
+        ("gpt2", {"blocks.*.heads": [0, 1]}, r"computes the head size from 'n_head'"),
+        ("llama", {"blocks.2.kv_heads": [0, 1]}, r"'num_(key_value|attention)_heads' is one number"),
+        ("bert", {"head_0": range(40)}, "no field speaks of its free head 0"),
+    ],
+)
+def test_what_a_config_cannot_express_names_the_field(name, keep, said, pretrained, tmp_path):
+    parent = load(zoo.export(name, "legacy17"))
+    plan = Plan(keep={n: tuple(kept) for n, kept in keep.items()})
+    with pytest.raises(CutError, match=said):
+        write_checkpoint(parent, plan, pretrained(name), tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lists_over_layers_lose_the_dropped_blocks(pretrained):
+    parent = load(zoo.export("gemma2", "legacy17"))
+    analysis = analyse(parent)
+    config = json.loads((pretrained("gemma2") / "config.json").read_text())
+    new = rewrite_config(config, analysis, resolve(Plan(blocks={"": (1, 4)}), analysis))
+    assert new["layer_types"] == ["full_attention", "sliding_attention"] and new["num_hidden_layers"] == 2
+    assert config["num_hidden_layers"] == 5
+
+
+def test_a_wrong_result_is_not_written(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained("bert"), tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    parent = load(zoo.export("bert", "legacy17"))
+    with pytest.raises(CheckFailed, match="differs from the slim model's"):
+        write_checkpoint(parent, planned("bert", parent), folder, tmp_path / "small")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_bad_input_is_refused(pretrained, tmp_path):
+    parent = load(zoo.export("gpt2", "legacy17"))
+    plan = Plan(keep={"blocks.*.ffn": tuple(range(56))})
+    with pytest.raises(InputError, match="no such folder"):
+        write_checkpoint(parent, plan, tmp_path / "missing", tmp_path / "small")
+    with pytest.raises(InputError, match="is it the checkpoint"):
+        write_checkpoint(parent, plan, pretrained("llama"), tmp_path / "small")
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match="can run code"):
+        write_checkpoint(parent, plan, tmp_path / "pickled", tmp_path / "small")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="something already"):
+        write_checkpoint(parent, plan, pretrained("gpt2"), tmp_path / "full")
+    (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 40)
+    with pytest.raises(InputError, match="no safetensors file"):
+        read_checkpoint(tmp_path / "broken.safetensors")
+
+
+def test_the_command(pretrained, tmp_path, capsys):
+    model = zoo.export("gpt2", "legacy17")
+    planned("gpt2", load(model)).save(tmp_path / "plan.json")
+    arguments = ["--plan", tmp_path / "plan.json", "--from", pretrained("gpt2"), "-o", tmp_path / "small"]
+    assert main(["checkpoint", str(model), *map(str, arguments)]) == 0
+    assert "differ from the slim model's by" in capsys.readouterr().out
+    assert AutoConfig.from_pretrained(tmp_path / "small").n_layer == 3
+
+
+def real_parent() -> Path:
+    places = [os.environ.get("GRAPHCLONE_DATA", ""), Path(__file__).parents[2] / "shared" / "models"]
+    folders = [Path(place) / "all-MiniLM-L6-v2" for place in places if place]
+    found = next((folder for folder in folders if (folder / "model.safetensors").is_file()), None)
+    return found or pytest.skip("all-MiniLM-L6-v2 is not here; set GRAPHCLONE_DATA to the folder that holds it")
+
+
+@pytest.mark.long
+def test_the_real_parent_with_its_tokenizer(tmp_path):
+    source = real_parent()
+    parent = AutoModel.from_pretrained(source).eval()
+    ids = torch.randint(5, 1000, (2, 9))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    program = torch.onnx.export(
+        parent,
+        (),
+        kwargs=inputs,
+        dynamo=True,
+        opset_version=20,
+        input_names=list(inputs),
+        output_names=["last_hidden_state", "pooler_output"],
+        dynamic_shapes=dict.fromkeys(inputs, axes),
+        verbose=False,
+    )
+    program.save(tmp_path / "parent.onnx")
+    model = load(tmp_path / "parent.onnx")
+    plan = plan_subclone(model, None, hidden=192, heads=6, ffn=768, layers=3, by="first").plan
+    report = write_checkpoint(model, plan, source, tmp_path / "small")
+    assert report.difference < 1e-5
+    assert (tmp_path / "small" / "tokenizer.json").exists()
+    config = AutoConfig.from_pretrained(tmp_path / "small")
+    assert (config.hidden_size, config.num_attention_heads, config.intermediate_size, config.num_hidden_layers) == (
+        192,
+        6,
+        768,
+        3,
+    )
