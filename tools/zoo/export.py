@@ -14,8 +14,17 @@ from zoo.feeds import feeds
 ROUTES = ("dynamo18", "dynamo20", "dynamo23", "legacy17", "fused")
 """`dynamoN`: torch's dynamo exporter at opset N; `legacy17`: the TorchScript one; `fused`: ORT's optimizer after it."""
 
-FAILURES: dict[tuple[str, str], str] = {}
+FAILURES: dict[tuple[str, str], str] = {
+    ("falcon", "dynamo23"): "torch's Attention lowering wants as many key heads as query heads, Falcon broadcasts one",
+}
 """Exports that cannot be made, and why: (family, route) -> reason."""
+
+_ROTARY = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral", "olmoe", "qwen3_moe"),
+    *("gpt_neox", "modernbert"),
+)
+BATCH_OF_ONE: frozenset[tuple[str, str]] = frozenset((name, "dynamo23") for name in _ROTARY)
+"""Exports that onnxruntime runs at batch 1 only: its RotaryEmbedding wants cosines of the same batch."""
 
 
 def cache() -> Path:
