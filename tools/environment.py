@@ -30,22 +30,19 @@ def ensure(extra: str) -> Path:
     """Return the Python of an environment that holds graphclone, editable, and what `extra` ("test", "demo") needs."""
     deciding = [f"{ROOT} {sys.version}".encode(), *(path.read_bytes() for path in DECIDING)]
     digest = hashlib.sha256(b"".join(deciding)).hexdigest()
-    installed = _installed(digest)
-    if extra in installed:
+    stamp = _stamp()
+    if stamp["digest"] == digest and extra in stamp["extras"] and PYTHON.exists():
         return PYTHON
 
     print(f"Installing graphclone[{extra}] into {FOLDER.name}; the first time takes minutes.", flush=True)
     STAMP.unlink(missing_ok=True)
     pip = _make()
-    wanted = ",".join(sorted({*installed, extra}))
-    command = [*pip, "install", "--disable-pip-version-check", "-c", str(CONSTRAINTS), "-e", f"{ROOT}[{wanted}]"]
-    if not sys.stdout.isatty():
-        command.append("--quiet")
+    extras = sorted({*stamp["extras"], extra})
+    command = [*pip, "install", "--disable-pip-version-check", "-c", str(CONSTRAINTS)]
+    command += ["-e", f"{ROOT}[{','.join(extras)}]", *([] if sys.stdout.isatty() else ["--quiet"])]
     if subprocess.run(command, cwd=ROOT).returncode != 0:
-        raise SystemExit(
-            f"pip could not install graphclone: see above, put it right and run this again ({FOLDER} is kept)"
-        )
-    STAMP.write_text(json.dumps({"digest": digest, "extras": [*installed, extra]}))
+        raise SystemExit("pip could not install graphclone; put right what it says above, then run this again")
+    STAMP.write_text(json.dumps({"digest": digest, "extras": extras}))
     return PYTHON
 
 
@@ -57,12 +54,12 @@ def run(command: list[str], **variables: str) -> int:
         return 130
 
 
-def _installed(digest: str) -> list[str]:
+def _stamp() -> dict:
+    """Return what was installed last: the digest of what decided it, and the extras."""
     try:
-        stamp = json.loads(STAMP.read_text())
+        return json.loads(STAMP.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
-        return []
-    return stamp["extras"] if stamp["digest"] == digest and PYTHON.exists() else []
+        return {"digest": "", "extras": []}
 
 
 def _make() -> list[str]:
