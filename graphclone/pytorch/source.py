@@ -7,79 +7,16 @@ from dataclasses import dataclass
 
 from graphclone.pytorch import helpers
 from graphclone.pytorch.blocks import Block, Stack, find_stacks
-from graphclone.pytorch.code import DTYPE
+from graphclone.pytorch.code import DTYPE, render
 from graphclone.pytorch.constructors import build, sizes_of, tensor
 from graphclone.pytorch.conversion import Converted
-from graphclone.pytorch.function_writer import FunctionWriter, Item, leaves, symbols_of, wrap
+from graphclone.pytorch.function_writer import HINTS, FunctionWriter, Item, leaves, symbols_of, wrap
+from graphclone.pytorch.loops import Loop, SizeReader
 from graphclone.pytorch.program import Op, Value
 from graphclone.pytorch.safe_names import local
 from graphclone.pytorch.sizes import Size, Symbol
-from graphclone.pytorch.tree import Node, Slot, Tree
-
-HEADER = '''"""{title}"""
-
-from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import nn
-'''
-
-CHECKPOINT = "from torch.utils.checkpoint import checkpoint\n"
-
-GROUP = '''
-
-class Group(nn.Module):
-    """Modules and tensors under their names."""
-
-    def __init__(self, /, **members):
-        super().__init__()
-        for name, member in members.items():
-            if isinstance(member, (nn.Module, nn.Parameter)):
-                setattr(self, name, member)
-            else:
-                self.register_buffer(name, member, persistent=False)
-
-    def __getitem__(self, index):
-        return getattr(self, str(index))
-'''
-
-CONV1D = '''
-
-class Conv1D(nn.Module):
-    """A linear layer whose weight is (in, out)."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(outputs))
-
-    def forward(self, x):
-        return F.linear(x, self.weight.t(), self.bias)
-'''
-
-LOAD = '''
-
-def load(path=None):
-    """Return the model with the weights of `path`, by default the model.safetensors beside this file."""
-    with torch.device("meta"):
-        model = Model()
-    fill(model, load_file(path or Path(__file__).with_name("model.safetensors")))
-    return model
-
-
-def fill(model, tensors):
-    """Give the model its tensors, those of its state dict and its tables."""
-    for name, _ in list(model.named_buffers()):
-        owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner)._buffers[leaf] = tensors.pop(name)
-    model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights()
-    for name, tensor in model.state_dict().items():
-        if tensor.is_meta:
-            raise ValueError(f"the weights hold no tensor {name!r}")
-'''
+from graphclone.pytorch.templates import CHECKPOINT, CONV1D, GROUP, HEADER, LOAD
+from graphclone.pytorch.tree import Node, Slot, Tree, reach
 
 
 @dataclass
@@ -97,10 +34,10 @@ def write_source(converted: Converted, title: str, checkpoint_blocks: bool = Fal
     title: one line for the file's docstring. checkpoint_blocks: whether blocks compute their activations again in the
     backward pass instead of keeping them.
     """
-    return _Writer(converted, title, checkpoint_blocks).run()
+    return SourceWriter(converted, title, checkpoint_blocks).run()
 
 
-class _Writer:
+class SourceWriter:
     def __init__(self, converted: Converted, title: str, checkpoint_blocks: bool):
         self.checkpoint_blocks = checkpoint_blocks
         self.converted = converted
@@ -198,7 +135,7 @@ class _Writer:
         lines += ["", f"    def forward({', '.join(['self', *words])}):"]
         lines += [f"        {line}" for line in [*head, *writer.lines]]
         lines.append("        return " + ", ".join(writer.text(value, None) for value in block.outputs))
-        return "\n\n" + "\n".join(_fold(lines)) + "\n"
+        return "\n\n" + "\n".join(lines) + "\n"
 
     def hints(self, block: Block) -> list[str]:
         made = {output for stack in self.stacks for each in stack.blocks for output in each.outputs}
@@ -209,8 +146,6 @@ class _Writer:
         return result
 
     def word(self, value: Value) -> str:
-        from graphclone.pytorch.function_writer import HINTS
-
         op = value.op
         while op is not None and op.type in (
             "LikeParameters",
@@ -336,13 +271,13 @@ class _Writer:
         words = [writer.argument(value, value.name) for value in inputs]
         items = self.items()
         ops = [item for item in items if isinstance(item, Op)]
-        extra = [_SizeReader(item) for item in items if isinstance(item, Item)]
+        extra = [SizeReader(item) for item in items if isinstance(item, Item)]
         head = self.prologue(writer, [*ops, *extra], inputs, tree.root, words)
         writer.write(items, self.program.outputs)
         lines += ["", f"    def forward({', '.join(['self', *words])}):"]
         lines += [f"        {line}" for line in [*head, *writer.lines]]
         lines.append("        return " + ", ".join(writer.text(value, None) for value in self.program.outputs))
-        return "\n\n" + "\n".join(_fold(lines)) + "\n"
+        return "\n\n" + "\n".join(lines) + "\n"
 
     def numbers(self, node: Node) -> Iterator[str]:
         """Yield sizes for the constructor, leaving out what block classes build."""
@@ -358,7 +293,7 @@ class _Writer:
     def items(self) -> list[Op | Item]:
         """Return the statements of the model in order: operators outside blocks, and loops over blocks."""
         owner = {op: stack for stack in self.stacks for block in stack.blocks for op in block.ops}
-        loops = {stack: _Loop(self, stack) for stack in self.stacks}
+        loops = {stack: Loop(self, stack) for stack in self.stacks}
         waiting: list[Op | Item] = []
         for op in self.program.ops:
             item = loops[owner[op]] if op in owner else op
@@ -367,7 +302,7 @@ class _Writer:
         made = {
             output: item
             for item in waiting
-            for output in (item.makes() if isinstance(item, _Loop) else item.outputs)
+            for output in (item.makes() if isinstance(item, Loop) else item.outputs)
             if output is not None
         }
         done: dict[Op | Item, None] = {}
@@ -376,7 +311,7 @@ class _Writer:
             stack = [item]
             while stack:
                 top = stack[-1]
-                reads = top.reads() if isinstance(top, _Loop) else [v for v in top.inputs if v is not None]
+                reads = top.reads() if isinstance(top, Loop) else [v for v in top.inputs if v is not None]
                 before = [
                     made[value]
                     for value in reads
@@ -392,151 +327,7 @@ class _Writer:
         return list(done)
 
 
-class _SizeReader:
-    """Stands for a loop where the sizes that a function needs are collected."""
-
-    def __init__(self, loop: "_Loop"):
-        from graphclone.pytorch.code import Code
-
-        self.outputs: list = []
-        self.code = Code("", *[Size.of(symbol) for block in loop.stack.blocks for symbol in loop.passed(block)])
-
-
-class _Loop(Item):
-    """Run the blocks of a stack."""
-
-    def __init__(self, writer: _Writer, stack: Stack):
-        self.source = writer
-        self.stack = stack
-        self.inner = {output for block in stack.blocks for output in block.outputs}
-
-    def makes(self) -> list[Value]:
-        return [
-            output for block in self.stack.blocks for op in block.ops for output in op.outputs if output is not None
-        ]
-
-    def reads(self) -> list[Value]:
-        values = [value for block in self.stack.blocks for value in block.inputs if value not in self.inner]
-        return [value for value in values for _ in range(2)]
-
-    def passed(self, block: Block) -> list[Symbol]:
-        """Return the symbols that the block cannot read off its inputs."""
-        inside = {output for op in block.ops for output in op.outputs}
-        wanted = dict.fromkeys(symbol for op in block.ops for symbol in symbols_of(op.code))
-        return [
-            symbol
-            for symbol in wanted
-            if symbol.value not in inside and not any(v.dims and Size.of(symbol) in v.dims for v in block.inputs)
-        ]
-
-    def write(self, writer: FunctionWriter) -> None:
-        for value in dict.fromkeys(self.reads()):
-            if value in writer.pending:
-                writer.statement(writer.pending.pop(value))
-        if not self.write_loop(writer):
-            self.write_calls(writer)
-
-    def write_calls(self, writer: FunctionWriter) -> None:
-        path = reach(self.stack.node.path)
-        for number, block in enumerate(self.stack.blocks):
-            targets = []
-            for _ in block.outputs:
-                name = local("x", {*writer.taken, *targets})
-                targets.append(name)
-            words = [self.word(writer, value, block) for value in block.inputs]
-            words += [writer.size(Size.of(symbol)) for symbol in self.passed(block)]
-            target = ", ".join(targets) or "_"
-            index = f"{path}[{number}]" if path else f'get_submodule("{number}")'
-            writer.lines.extend(wrap(f"{target} = {self.call(f'self.{index}', words)}", writer.width))
-            for output, name in zip(block.outputs, targets, strict=True):
-                writer.names[output] = name
-                writer.taken.add(name)
-
-    def word(self, writer: FunctionWriter, value: Value, block: Block) -> str:
-        if value.parameter is not None and value.known is None:
-            reader = next(op for op in block.ops if value in op.inputs)
-            return writer.place(reader, value)
-        return writer.text(value, None)
-
-    def write_loop(self, writer: FunctionWriter) -> bool:
-        """Write a for loop if each block's inputs are the one before's outputs, in one order, and shared values."""
-        blocks = self.stack.blocks
-        first, rest = blocks[0], blocks[1:]
-        count = len(first.outputs)
-        if not self.stack.node.path or any(
-            len(b.inputs) != len(first.inputs) or len(b.outputs) != count for b in blocks
-        ):
-            return False
-        if self.source.stack_text(self.stack.node) is None or any(self.passed(b) != self.passed(first) for b in blocks):
-            return False
-        streams: dict[int, int] = {}
-        for before, block in zip(blocks, rest, strict=False):
-            for position, value in enumerate(block.inputs):
-                if value in before.outputs:
-                    place = before.outputs.index(value)
-                    if streams.setdefault(position, place) != place:
-                        return False
-                elif value in self.inner or position in streams:
-                    return False
-        if sorted(streams.values()) != list(range(count)):
-            return False
-        if any(value in self.used_outside() for block in blocks[:-1] for value in block.outputs):
-            return False
-        words, zipped = [], []
-        carried: dict[int, str] = {}
-        for position, value in enumerate(first.inputs):
-            if position in streams:
-                name = local("hidden", writer.taken)
-                writer.taken.add(name)
-                writer.lines.append(f"{name} = {self.word(writer, value, first)}")
-                carried[streams[position]] = name
-                words.append(name)
-                continue
-            column = [self.word(writer, block.inputs[position], block) for block in blocks]
-            if len(set(column)) == 1:
-                words.append(column[0])
-            else:
-                name = local(f"own_{len(zipped)}", writer.taken)
-                writer.taken.add(name)
-                zipped.append((name, f"({', '.join(column)})"))
-                words.append(name)
-        words += [writer.size(Size.of(symbol)) for symbol in self.passed(first)]
-        target = ", ".join(carried[place] for place in range(count))
-        path = f"self.{reach(self.stack.node.path)}"
-        block = local("block", writer.taken)
-        if zipped:
-            names, columns = ", ".join(name for name, _ in zipped), ", ".join(column for _, column in zipped)
-            writer.lines.extend(wrap(f"own = zip({path}, {columns})", writer.width))
-            writer.lines.append(f"for {block}, {names} in own:")
-        else:
-            writer.lines.append(f"for {block} in {path}:")
-        writer.lines.append(f"    {target} = {self.call(block, words)}")
-        for place, value in enumerate(blocks[-1].outputs):
-            writer.names[value] = carried[place]
-        return True
-
-    def call(self, block: str, words: list[str]) -> str:
-        if self.source.checkpoint_blocks:
-            return f"checkpoint({', '.join([block, *words])}, use_reentrant=False)"
-        return f"{block}({', '.join(words)})"
-
-    def used_outside(self) -> set[Value]:
-        mine = {op for block in self.stack.blocks for op in block.ops}
-        found = {value for op in self.source.program.ops if op not in mine for value in op.inputs if value is not None}
-        return found | set(self.source.program.outputs)
-
-
-def reach(path: tuple[str, ...]) -> str:
-    """Return the text that reaches a member: `h[0].attn.weight`."""
-    text = path[0] if path and not path[0].isdigit() else f'get_submodule("{path[0]}")' if path else ""
-    for name in path[1:]:
-        text += f"[{name}]" if name.isdigit() else f".{name}"
-    return text
-
-
 def _integers(code) -> int:
-    from graphclone.pytorch.code import render
-
     found: list[int] = []
     if code is not None:
         render(code, lambda leaf: "_", found.append)
@@ -546,7 +337,3 @@ def _integers(code) -> int:
 def _wrapped(line: str) -> list[str]:
     indent = len(line) - len(line.lstrip())
     return [" " * indent + piece for piece in wrap(line.strip(), 116 - indent)]
-
-
-def _fold(lines: list[str]) -> list[str]:
-    return lines

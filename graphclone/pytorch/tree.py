@@ -162,3 +162,11 @@ def _convolution(op: Op, shape: tuple[int, ...], without: tuple) -> Layer | None
     chosen = [(name, value) for name, (value, default) in options.items() if value != default]
     chosen += [("groups", groups)] if groups != 1 else []
     return Layer(f"Conv{rank}d", (shape[1] * groups, shape[0]), (("kernel_size", tuple(shape[2:])), *chosen, *without))
+
+
+def reach(path: tuple[str, ...]) -> str:
+    """Return the text that reaches a member: `h[0].attn.weight`."""
+    text = path[0] if path and not path[0].isdigit() else f'get_submodule("{path[0]}")' if path else ""
+    for name in path[1:]:
+        text += f"[{name}]" if name.isdigit() else f".{name}"
+    return text
