@@ -7,8 +7,9 @@ from passes.depth import Depth
 from passes.refit import Refit
 from passes.rescale import Rescale
 from passes.rotate import Rotate
+from passes.search import Search
 from passes.width import Width
 
-PASSES = (Depth, Width, Rescale, Rotate, Refit)
+PASSES = (Depth, Search, Width, Rescale, Rotate, Refit)
 
-__all__ = ["PASSES", "Depth", "Refit", "Rescale", "Rotate", "Width"]
+__all__ = ["PASSES", "Depth", "Refit", "Rescale", "Rotate", "Search", "Width"]
