@@ -218,7 +218,23 @@ def train(model: GPT, text: Text, options: argparse.Namespace, config: Config) -
 
 
 def export(model: GPT, config: Config, text: Text, loss: float, path: Path) -> None:
-    """Write one ONNX file, opset 20: dynamic batch and time, the parameters' names, the vocabulary as metadata.
+    """Write the GPT with dynamic batch and time, and the vocabulary among its metadata."""
+    batch, time = torch.export.Dim("batch", min=1), torch.export.Dim("time", min=2, max=config.context)
+    notes = {"vocabulary": text.vocabulary, "config": asdict(config), "validation_loss": round(loss, 4)}
+    example = (torch.zeros(2, 16, dtype=torch.long),)
+    write_onnx(model, example, ["ids"], ["logits"], {"ids": {0: batch, 1: time}}, notes, path)
+
+
+def write_onnx(
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    shapes: dict[str, dict],
+    notes: dict[str, object],
+    path: Path,
+) -> None:
+    """Write one ONNX file, opset 20, that keeps the parameters' names; `notes` become its metadata.
 
     The exporter's own optimiser would fold every Linear's transpose into a nameless copy (`val_8`), so it runs here
     without that step.
@@ -226,17 +242,16 @@ def export(model: GPT, config: Config, text: Text, loss: float, path: Path) -> N
     import onnx
     from onnxscript.optimizer import optimize_ir
 
-    batch, time = torch.export.Dim("batch", min=1), torch.export.Dim("time", min=2, max=config.context)
     program = torch.onnx.export(
         model.eval(),
-        (torch.zeros(2, 16, dtype=torch.long),),
+        example,
         dynamo=True,
         opset_version=20,
         optimize=False,
         verbose=False,
-        input_names=["ids"],
-        output_names=["logits"],
-        dynamic_shapes={"ids": {0: batch, 1: time}},
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_shapes=shapes,
     )
     optimize_ir(program.model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
     proto = program.model_proto
@@ -244,7 +259,6 @@ def export(model: GPT, config: Config, text: Text, loss: float, path: Path) -> N
         kept = [entry for entry in node.metadata_props if not entry.key.endswith("stack_trace")]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
-    notes = {"vocabulary": text.vocabulary, "config": asdict(config), "validation_loss": round(loss, 4)}
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in notes.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(proto, path)

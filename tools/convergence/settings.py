@@ -1,0 +1,35 @@
+"""Settings: how much of the benchmark runs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Tasks, arms (patterns), budgets in training steps, seeds, how many of a task's learning rates, parent's steps."""
+
+    tasks: tuple[str, ...]
+    arms: tuple[str, ...]
+    budgets: tuple[int, ...]
+    seeds: int
+    rates: int
+    parent_steps: int
+
+
+SETTINGS = {
+    "small": Setting(
+        tasks=("gpt", "vit"),
+        arms=("random", "random, Muon", "paper", "Weight Selection", "refit", "best"),
+        budgets=(50, 100, 200, 400),
+        seeds=1,
+        rates=2,
+        parent_steps=1200,
+    ),
+    "full": Setting(
+        tasks=("gpt", "vit", "minilm"),
+        arms=("*",),
+        budgets=(50, 100, 200, 400, 800, 1600, 3200),
+        seeds=3,
+        rates=5,
+        parent_steps=4000,
+    ),
+}
