@@ -9,7 +9,7 @@ construction: they do not descend from the embedding.
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
@@ -36,13 +36,15 @@ class Half:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One period of a stack; `index` counts the parent's blocks; `twins` are the same block in other branches of an If."""
+    """One period of a stack; `index` counts the parent's blocks; `twins` are the same block in other branches of an If;
+    `parallel` are the branches of a half block that runs several side by side (a branch's `entry` is what it joins)."""
 
     index: int
     entry: str
     exit: str
     halves: tuple[Half, ...]
     twins: tuple["Block", ...] = ()
+    parallel: tuple[Half, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def _merge_branches(found: list, branches: dict[str, tuple[int, int]]) -> list:
             there = branches.get(states[-1])
             if here and there and here[0] == there[0] and here[1] != there[1] and len(blocks) == len(theirs):
                 joined = tuple(
-                    Block(a.index, a.entry, a.exit, a.halves, (*a.twins, b)) for a, b in zip(theirs, blocks)
+                    replace(a, twins=(*a.twins, b)) for a, b in zip(theirs, blocks)
                 )
                 merged[i] = (other, states, joined)
                 break
@@ -119,7 +121,45 @@ def _numbered(blocks: Sequence[Block], flow: "_Flow") -> tuple[Block, ...]:
     def of_nodes(half: Half) -> Half:
         return Half(half.kind, half.entry, half.exit, tuple(sorted({flow.number[i] for i in half.nodes})))
 
-    return tuple(Block(i, b.entry, b.exit, tuple(map(of_nodes, b.halves))) for i, b in enumerate(blocks))
+    numbered = []
+    for i, block in enumerate(blocks):
+        branches = _side_by_side(flow, block.halves[0]) if len(block.halves) == 1 else ()
+        halves, parallel = (tuple(map(of_nodes, group)) for group in (block.halves, branches))
+        numbered.append(Block(i, block.entry, block.exit, halves, parallel=parallel))
+    return tuple(numbered)
+
+
+def _side_by_side(flow: "_Flow", half: Half) -> tuple[Half, ...]:
+    """Return attention and feed-forward of a half block that runs both on the same input (GPT-J, GPT-NeoX, Falcon)."""
+    if half.kind != "attention":
+        return ()
+    inside, clean = set(half.nodes), {half.entry}
+    for i in half.nodes:
+        if flow.contractions[i] is None and all(name in clean for name in flow.inputs_of(i)) and flow.inputs_of(i):
+            clean.update(flow.outputs_of(i))
+    found: list[Half] = []
+    waiting = [half.exit]
+    while waiting:
+        name = waiting.pop()
+        step = flow.order.get(name)
+        if step not in inside or flow.nodes[step].op.type != "Add" or len(flow.inputs_of(step)) != 2:
+            continue
+        first, second = flow.inputs_of(step)
+        for branch, other in ((first, second), (second, first)):
+            producer = flow.order.get(branch)
+            if producer in inside and _is_sum(flow, producer, inside):
+                waiting.append(branch)
+            elif branch not in clean:
+                nodes = tuple(sorted(flow.between(half.entry, branch)))
+                mixes = attention_nodes(flow.nodes, flow.contractions, nodes)
+                found.append(Half("attention" if mixes else "ffn", other, name, nodes))
+    found.sort(key=lambda branch: branch.kind)
+    return tuple(found) if [branch.kind for branch in found] == ["attention", "ffn"] else ()
+
+
+def _is_sum(flow: "_Flow", step: int, inside: set[int]) -> bool:
+    """Tell whether a step adds two activations: a place where branches join, no bias."""
+    return flow.nodes[step].op.type == "Add" and len(flow.inputs_of(step)) == 2
 
 
 class _Flow:

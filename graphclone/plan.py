@@ -327,22 +327,29 @@ def _resolve_drop(plan: Plan, stacks: Sequence[Stack]) -> tuple[Half, ...]:
     halves: dict[str, tuple[Half, ...]] = {}
     for stack in stacks:
         for block in stack.blocks:
-            for position, (name, half) in enumerate(half_names(stack, block)):
-                halves[name] = (half, *(twin.halves[position] for twin in block.twins))
+            named = [half_names(stack, same) for same in (block, *block.twins)]
+            halves.update((column[0][0], tuple(half for _, half in column)) for column in zip(*named))
     for name in plan.drop:
         if name not in halves:
             close = difflib.get_close_matches(name, halves, 1)
             raise CutError(f"no half block is called '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
-    return tuple(half for name in plan.drop for half in halves[name])
+    dropped = [half for name in plan.drop for half in halves[name]]
+    for block in (same for stack in stacks for b in stack.blocks for same in (b, *b.twins)):
+        if block.parallel and all(half in dropped for half in block.parallel):
+            dropped = [half for half in dropped if half not in block.parallel] + list(block.halves)
+    return tuple(dropped)
 
 
 def half_names(stack: Stack, block: Block) -> list[tuple[str, Half]]:
     """Return the names of a block's halves: `blocks.3.attention`, `blocks.3.ffn`, numbered where a kind repeats."""
     names: list[tuple[str, Half]] = []
-    for half in block.halves:
-        repeats = sum(h.kind == half.kind for h in block.halves) > 1
+    halves = block.parallel or block.halves
+    if len(halves) == 1 and halves[0].kind == "attention":
+        return []  # it may hold a feed-forward that cannot be told apart; the whole block can be dropped
+    for half in halves:
+        repeats = sum(h.kind == half.kind for h in halves) > 1
         number = sum(h.kind == half.kind for _, h in names)
-        last = number == sum(h.kind == half.kind for h in block.halves) - 1
+        last = number == sum(h.kind == half.kind for h in halves) - 1
         suffix = f"_{number}" if repeats and not last else ""
         names.append((f"{stack.prefix}blocks.{block.index}.{half.kind}{suffix}", half))
     return names

@@ -34,7 +34,7 @@ def interface(tensor: gs.Tensor) -> str:
 
 def halves(block: Block) -> str:
     """Return what a block consists of: `attention + ffn`."""
-    return " + ".join(half.kind.replace("_", "-") for half in block.halves)
+    return " + ".join(half.kind.replace("_", "-") for half in block.parallel or block.halves)
 
 
 def _head(model: Model) -> Text:
