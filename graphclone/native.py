@@ -10,6 +10,7 @@ from graphclone.axes.scales import Exchange, Scale, find_scales
 from graphclone.axes.solver import type_axes
 from graphclone.axes.tables import find_tables
 from graphclone.axes.typed import AxisTyping, TypedNode
+from graphclone.computed import computed
 from graphclone.errors import CutError
 from graphclone.graphs import walk
 from graphclone.model import Model
@@ -132,13 +133,17 @@ def _uses(model: Model) -> dict[str, int]:
 
 
 def scaled(weight: Weight, gain: Gain, ratio: float) -> Weight:
-    """Return (weight + plus) * ratio - plus where the gain's mask holds; a whole weight stays on disk."""
+    """Return (weight + plus) * ratio - plus where the gain's mask holds; nothing is read before the result is."""
     if gain.mask.all() and not gain.plus:
         return weight.scaled(ratio)
-    values = weight.load()
-    wide = values.astype(np.promote_types(values.dtype, np.float32))
-    changed = (wide + gain.plus) * ratio - gain.plus
-    return Weight.of(np.where(gain.mask.reshape(values.shape), changed, wide).astype(values.dtype))
+
+    def make() -> np.ndarray:
+        values = weight.load()
+        wide = values.astype(np.promote_types(values.dtype, np.float32))
+        changed = (wide + gain.plus) * ratio - gain.plus
+        return np.where(gain.mask.reshape(values.shape), changed, wide).astype(values.dtype)
+
+    return computed(weight.shape, weight.dtype, make)
 
 
 def nodes_in_pairs(typing: AxisTyping, nodes: Mapping[int, gs.Node]) -> dict[int, TypedNode]:

@@ -271,3 +271,31 @@ def test_the_real_parent_with_its_tokenizer(tmp_path):
         768,
         3,
     )
+
+
+def test_a_cut_vocabulary_takes_its_special_tokens_along(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained("gpt2"), tmp_path / "parent")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"bos_token_id": 8, "eos_token_id": 9, "pad_token_id": None})
+    )
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 11]}))
+    parent = load(zoo.export("gpt2", "legacy17"))
+    plan = Plan(keep={"vocab": (2, 3, *range(8, 208))})
+    assert write_checkpoint(parent, plan, folder, tmp_path / "small").difference < 1e-5
+    small = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert [small[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")] == [202, 2, 3, None]
+    assert json.loads((tmp_path / "small" / "generation_config.json").read_text()) == {"eos_token_id": [3, 5]}
+    assert json.loads((tmp_path / "small" / "vocabulary.json").read_text())["kept_token_ids"][:3] == [2, 3, 8]
+    with pytest.raises(CutError, match="token 9 as 'eos_token_id'"):
+        write_checkpoint(parent, Plan(keep={"vocab": tuple(range(9))}), folder, tmp_path / "smaller")
+
+
+def test_what_the_first_block_holds_for_all_moves_on(pretrained, tmp_path):
+    parent = load(zoo.export("t5", "legacy17"))
+    plan = Plan(blocks={"encoder": (2, 4), "decoder": (1, 3)})
+    report = write_checkpoint(parent, plan, pretrained("t5"), tmp_path / "small")
+    assert report.difference < 1e-5
+    assert (
+        not any("relative_attention_bias" in name for name in report.dropped) and len(report.dropped) == 3 * 9 + 2 * 14
+    )

@@ -1,5 +1,6 @@
 """Apply a plan to the checkpoint that a model was exported from, and rewrite its config."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import numpy as np
 from graphclone.analysis import Analysis, analyse
 from graphclone.axes.axis import find
 from graphclone.checkpoint.carrying import Carrier
-from graphclone.checkpoint.config import rewrite_config
+from graphclone.checkpoint.config import rewrite_config, with_new_tokens
 from graphclone.checkpoint.files import Checkpoint, new_folder, read_checkpoint, write_checkpoint_files
 from graphclone.checkpoint.matching import Match, match
 from graphclone.checkpoint.numbering import Numbering, find_numberings, renumbered, without_expert
@@ -23,6 +24,7 @@ from graphclone.weights import Weight
 
 RECOMPUTED = re.compile(r"inv_freq|rotary_emb")
 TOLERANCE = 1e-5
+TOKENS = "vocabulary.json"
 
 
 @dataclass
@@ -72,8 +74,10 @@ def write_checkpoint(
             f"no tensor of '{source}' is in the model; is it the checkpoint that the model was exported from?"
         )
     config = None
+    tokens = _kept_tokens(analysis, cut)
     if checkpoint.config is not None:
         config = rewrite_config(checkpoint.config, analysis, cut, config_defaults(checkpoint.folder))
+        config = config if tokens is None else with_new_tokens(config, tokens)
     stored = [part.name for name, each in matches.items() for part in each.parts if not RECOMPUTED.search(name)]
     child, nodes = carry_out_traced(cut, model, analysis, plan, native_constants=True, stored_tables=stored)
     carrier = Carrier(analysis.typing, cut, nodes)
@@ -83,9 +87,26 @@ def write_checkpoint(
     with new_folder(Path(output)) as folder:
         weights = {new: weight for new, (_, weight) in tensors.items()}
         write_checkpoint_files(folder, checkpoint, weights, file_of, config)
+        if tokens is not None:
+            _write_tokens(folder, tokens)
         if check:
             _compare(report, folder, child, config)
     return report
+
+
+def _kept_tokens(analysis: Analysis, cut: Cut) -> list[int] | None:
+    vocabulary = analysis.dimension("vocab")
+    picks = None if vocabulary is None else cut.picks(vocabulary.axes[0])
+    return None if picks is None else [int(pick) for pick in picks]
+
+
+def _write_tokens(folder: Path, tokens: list[int]) -> None:
+    """Tell which of the tokenizer's ids are left: entry i is what the child's id i was."""
+    (folder / TOKENS).write_text(json.dumps({"kept_token_ids": tokens}) + "\n", encoding="utf-8")
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        new = with_new_tokens(json.loads(generation.read_text(encoding="utf-8")), tokens, generation.name)
+        generation.write_text(json.dumps(new, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _tensors(
@@ -97,23 +118,29 @@ def _tensors(
 ) -> tuple[dict[str, tuple[str, Weight]], Report]:
     """Return {new name: (old name, weight)}."""
     found: dict[str, tuple[str, Weight]] = {}
+    moved: dict[str, tuple[str, Weight]] = {}
     report = Report()
-    for name, weight in checkpoint.tensors.items():
-        expert = position = None
+    for name, original in checkpoint.tensors.items():
+        new, kept = renumbered(name, numberings)
         if name in matches:
-            weight, expert, position = carrier.carried(matches[name], weight)
+            weight, expert, position = carrier.carried(matches[name], original)
             report.matched.append(name)
-        new = renumbered(name, numberings, alive=name in matches and weight is not None)
-        if weight is None or new is None:
+            if weight is None:
+                report.dropped.append(name)
+                continue
+            if expert is not None and position is not None:
+                new = without_expert(new, expert, position, numberings)
+            (found if kept else moved)[new] = (name, weight)
+        elif not kept:
             report.dropped.append(name)
-            continue
-        if name not in matches:
-            cut = sizes.cut(name, weight)
-            (report.kept if cut is weight else report.typed).append(name)
-            weight = cut
-        if expert is not None and position is not None:
-            new = without_expert(new, expert, position, numberings)
-        found[new] = (name, weight)
+        else:
+            found[new] = (name, sizes.cut(name, original))
+            (report.kept if found[new][1] is original else report.typed).append(name)
+    for new, (name, weight) in moved.items():  # as the position bias of T5, which the first block holds for all
+        if new in found:
+            report.dropped.append(name)
+        else:
+            found[new] = (name, weight)
     return found, report
 
 

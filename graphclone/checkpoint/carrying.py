@@ -1,6 +1,6 @@
 """Bring the child's weights back into the form of the checkpoint: untransposed, unfused, without the added one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -8,30 +8,9 @@ import onnx_graphsurgeon as gs
 from graphclone.axes.axis import find
 from graphclone.axes.typed import AxisTyping, Use
 from graphclone.checkpoint.matching import Match, Part
-from graphclone.dtypes import onnx_dtype_of
+from graphclone.computed import computed
 from graphclone.plan import Cut
-from graphclone.sources import Source
 from graphclone.weights import Weight, weight_of
-
-
-class Computed(Source):
-    """An array that is made when it is read, and forgotten after."""
-
-    def __init__(self, shape: Sequence[int], dtype: np.dtype, make: Callable[[], np.ndarray]):
-        super().__init__(shape, onnx_dtype_of(np.dtype(dtype)))
-        self.make = make
-        self.held: np.ndarray | None = None
-
-    def array(self) -> np.ndarray:
-        if self.held is None:
-            self.held = np.ascontiguousarray(self.make())
-        return self.held
-
-    def packed(self) -> memoryview | bytes:
-        return memoryview(self.array().reshape(-1).view(np.uint8))
-
-    def release(self) -> None:
-        self.held = None
 
 
 class Carrier:
@@ -62,7 +41,7 @@ class Carrier:
             return _typed(pieces[0], original), expert, position
         shape = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
         make = lambda: np.concatenate([piece.load() for piece in pieces])  # noqa: E731
-        return _typed(Weight(Computed(shape, pieces[0].dtype, make)), original), None, None
+        return _typed(computed(shape, pieces[0].dtype, make), original), None, None
 
     def _alive(self, part: Part) -> tuple[Use, Weight] | None:
         """Return a use of the part's initializer that is in the child, the matched one if it is."""
@@ -91,7 +70,7 @@ class Carrier:
                 values = (values.astype(np.float64) - part.plus).astype(values.dtype)
             return values.reshape(shape)
 
-        return Weight(Computed(shape, weight.dtype, make))
+        return computed(shape, weight.dtype, make)
 
     def _slab(self, part: Part, use: Use, weight: Weight) -> tuple[Weight | None, int | None, int | None]:
         """Take the rows of a part out of the child's weight, where its leading axes and rows were cut."""
@@ -127,11 +106,11 @@ class Carrier:
             values = taken.load().reshape(taken.shape[-2:])
             return values.T if part.swapped else values
 
-        return Weight(Computed(shape, weight.dtype, make)), expert, position
+        return computed(shape, weight.dtype, make), expert, position
 
 
 def _typed(weight: Weight, original: Weight) -> Weight:
     """Return a weight in the type of the checkpoint."""
     if weight.onnx_dtype == original.onnx_dtype:
         return weight
-    return Weight(Computed(weight.shape, original.dtype, lambda: weight.load().astype(original.dtype)))
+    return computed(weight.shape, original.dtype, lambda: weight.load().astype(original.dtype))

@@ -65,6 +65,31 @@ def rewrite_config(config: Mapping, analysis: Analysis, cut: Cut, defaults: Mapp
     return _Rewriter(config, analysis, cut, defaults or config).run()
 
 
+def with_new_tokens(config: Mapping, kept: Sequence[int], name: str = "config.json") -> dict:
+    """Return a config whose token ids are those after a cut of the vocabulary.
+
+    kept: the parent's id of each of the child's. Raises: CutError that names the field of a token that was cut.
+
+    Example:
+        >>> with_new_tokens({"eos_token_id": 7, "n_head": 7}, [0, 5, 7])
+        {'eos_token_id': 2, 'n_head': 7}
+    """
+    number = {old: new for new, old in enumerate(kept)}
+
+    def renumbered(key: str, value: object) -> object:
+        if isinstance(value, Mapping):
+            return with_new_tokens(value, kept, name)
+        if not re.search(r"token_ids?$", key) or isinstance(value, bool) or value is None:
+            return value
+        if isinstance(value, list):
+            return [renumbered(key, entry) for entry in value]
+        if value not in number:
+            raise CutError(f"{name} needs token {value} as '{key}', and 'vocab' does not keep it; keep it")
+        return number[value]
+
+    return {key: renumbered(key, value) for key, value in config.items()}
+
+
 class _Rewriter:
     def __init__(self, config: Mapping, analysis: Analysis, cut: Cut, defaults: Mapping):
         self.config = copy.deepcopy(dict(config))

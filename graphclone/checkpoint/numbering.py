@@ -78,19 +78,14 @@ def _nodes_of(tensors: Mapping[str, gs.Tensor], block: Block) -> set[int]:
     return found
 
 
-def renumbered(name: str, numberings: Sequence[Numbering], alive: bool) -> str | None:
-    """Return the child's name of a tensor; None where its block is gone.
-
-    alive: whether the child reads it all the same, as it does the first block's position bias of T5: that moves on.
-    """
+def renumbered(name: str, numberings: Sequence[Numbering]) -> tuple[str, bool]:
+    """Return the child's name of a tensor, and whether its block is kept; that of a dropped one goes to the first."""
     for numbering in numberings:
         block = numbering.block_of(name)
-        if block is None:
-            continue
-        if block in numbering.kept:
-            return numbering.renamed(name, numbering.kept.index(block))
-        return numbering.renamed(name, 0) if alive else None
-    return name
+        if block is not None:
+            kept = block in numbering.kept
+            return numbering.renamed(name, numbering.kept.index(block) if kept else 0), kept
+    return name, True
 
 
 def without_expert(name: str, expert: int, position: int, numberings: Sequence[Numbering]) -> str:
