@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Axis, find, free_leaves, is_static, is_unit, leaves
 from graphclone.axes.contractions import Contraction, contraction_of
+from graphclone.axes.notation import parse
 from graphclone.axes.typed import AxisTyping, TypedNode
 from graphclone.graphs import walk
 
@@ -443,9 +444,9 @@ def attention_nodes(
             axis = node.outputs[0][node.op.axis(len(node.outputs[0]), -1)]
             if id(find(axis)) in scores:
                 normalised.add(id(find(axis)))
-        elif node.op.type in ("ReduceSum", "ReduceMax") and node.op.axes and node.op.axes[0]:
-            summed = [a for a in node.op.axes[0] if id(find(a)) not in {id(find(o)) for o in node.outputs[0] or ()}]
-            normalised.update(id(find(a)) for a in summed if id(find(a)) in scores and node.op.type == "ReduceSum")
+        elif node.op.type == "ReduceSum" and node.text:
+            summed = [node.bound[p.name] for p in parse(node.text).inputs[0] if p.statistic and p.name in node.bound]
+            normalised.update(id(find(axis)) for axis in summed if id(find(axis)) in scores)
     return found
 
 
