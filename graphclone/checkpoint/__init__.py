@@ -75,7 +75,7 @@ def write_checkpoint(
         )
     config = None
     tokens = _kept_tokens(analysis, cut)
-    if checkpoint.config is not None:
+    if checkpoint.config is not None and "model_type" in checkpoint.config:
         config = rewrite_config(checkpoint.config, analysis, cut, config_defaults(checkpoint.folder))
         config = config if tokens is None else with_new_tokens(config, tokens)
     stored = [part.name for name, each in matches.items() for part in each.parts if not RECOMPUTED.search(name)]
@@ -210,11 +210,12 @@ def _compare(report: Report, folder: Path, child: Model, config: dict | None) ->
     from graphclone.verify.running import first_run
 
     if config is None:
-        report.note = "not compared: there is no config.json to build a model from"
+        report.note = "the weights alone, not compared: there is no config.json with a model_type to build a model from"
         return
     _, probes, wanted = first_run(child, analyse(child))
     try:
-        got = [outputs_of(folder, feeds, list(outputs)) for feeds, outputs in zip(probes, wanted, strict=True)]
+        shapes = [{name: array.shape for name, array in outputs.items()} for outputs in wanted]
+        got = [outputs_of(folder, feeds, each) for feeds, each in zip(probes, shapes, strict=True)]
     except InputError as error:
         report.note = f"not compared: {error}"
         return

@@ -21,8 +21,10 @@ def config_defaults(folder: Path | None) -> dict | None:
         return None
 
 
-def outputs_of(folder: Path, feeds: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the outputs of the model in a folder, for those of `names` that its class calls so.
+def outputs_of(
+    folder: Path, feeds: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, np.ndarray]:
+    """Return the outputs of the model in a folder that its class calls as `shapes` does; if there is none, in order.
 
     Raises: InputError where transformers is missing or has no class for it; CheckFailed where weights do not fit it.
     """
@@ -46,11 +48,12 @@ def outputs_of(folder: Path, feeds: Mapping[str, np.ndarray], names: Sequence[st
         extra = {"use_cache": False} if "use_cache" in accepted else {}
         with torch.no_grad():
             result = model(**given, **extra, return_dict=True)
-        found = {name: result[name].float().numpy() for name in names if isinstance(result.get(name), torch.Tensor)}
-        if not found:
-            values = [value for value in result.to_tuple() if isinstance(value, torch.Tensor)]
-            found = {name: value.float().numpy() for name, value in zip(names, values, strict=False)}
-        return found
+        values = {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
+        if not values.keys() & shapes.keys():
+            values = dict(zip(shapes, values.values(), strict=False))
+            if any(tuple(value.shape) != tuple(shapes[name]) for name, value in values.items()):
+                raise InputError(f"{kind.__name__} has no outputs called {', '.join(shapes)}")
+        return {name: value.float().numpy() for name, value in values.items()}
     raise InputError(f"its class takes other inputs than {', '.join(feeds)}")
 
 
