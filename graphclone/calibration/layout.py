@@ -11,16 +11,25 @@ Masks = Mapping[str, Shape]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """rank: of the tensor; axis: the measured one, from the front; batch, sequence: None where unknown or absent.
+    """shape: names or sizes in one batch; axis: the measured one, from the front; batch, sequence: None where absent.
 
     batch and sequence are equal where one axis holds all tokens of the batch. mask: the input that marks its padding.
     """
 
-    rank: int
+    shape: tuple[int | str | None, ...]
     axis: int
     batch: int | None = None
     sequence: int | None = None
     mask: str | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int | str | None:
+        """The size of the measured axis."""
+        return self.shape[self.axis]
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -42,7 +51,7 @@ class Scheme:
 
         Example:
             >>> Scheme("b", {"mask": ("b", "s")}).fit("x", ("b", 12, "s", 64), -1, None)
-            Layout(rank=4, axis=3, batch=0, sequence=2, mask='mask')
+            Layout(shape=('b', 12, 's', 64), axis=3, batch=0, sequence=2, mask='mask')
         """
         rank = len(shape)
         if not -rank <= axis < rank:
@@ -55,20 +64,20 @@ class Scheme:
         for mask, (_, sequence) in self.masks.items():
             for index in rows if first is not None else ():
                 if index != first and shape[index] == sequence and sequence is not None:
-                    return Layout(rank, axis, first, index, mask)
+                    return Layout(tuple(shape), axis, first, index, mask)
         for mask, size in self.masks.items():
             for index in rows:
                 if shape[index] in _products(*size):
-                    return Layout(rank, axis, index, index, mask)
-        return Layout(rank, axis, first)
+                    return Layout(tuple(shape), axis, index, index, mask)
+        return Layout(tuple(shape), axis, first)
 
     def _given(self, shape: Shape, axis: int, given: tuple[int | None, int | None]) -> Layout:
         batch, sequence = (None if index is None else index % len(shape) for index in given)
         if batch is None or sequence is None or not self.masks:
-            return Layout(len(shape), axis, batch)
+            return Layout(tuple(shape), axis, batch)
         sizes = {mask: _products(*size) if batch == sequence else (size[1],) for mask, size in self.masks.items()}
         fitting = [mask for mask, size in sizes.items() if shape[sequence] in size]
-        return Layout(len(shape), axis, batch, sequence, (fitting or list(self.masks))[0])
+        return Layout(tuple(shape), axis, batch, sequence, (fitting or list(self.masks))[0])
 
 
 def find_layout(
@@ -85,11 +94,11 @@ def find_layout(
     names, sizes: what the batch and the masks are called, and how large they are in the first batch.
     measured: returns the shape of a tensor in the first batch; it is asked only where names do not decide.
     """
-    if declared is not None:
+    if declared is not None and None not in declared:
         layout = names.fit(tensor, declared, axis, given)
         known = {names.batch, *(size for shape in names.masks.values() for size in shape)} - {None}
         decided = all(isinstance(declared[row], int) or declared[row] in known for row in layout.rows)
-        if given is not None or layout.mask or decided:
+        if isinstance(layout.size, int) and (given is not None or layout.mask or decided):
             return layout
     return sizes.fit(tensor, measured(tensor), axis, given)
 

@@ -12,7 +12,10 @@ from graphclone.calibration.data import Batch
 from graphclone.calibration.feeds import Feeds, input_specs
 from graphclone.calibration.instrument import (
     SAMPLES,
+    SUMS,
     Instrumented,
+    SpanReading,
+    TapReading,
     instrument,
     main_tensors,
     shape_outputs,
@@ -58,8 +61,9 @@ class Meter:
     question: Question
     first: Batch
     parent: str = ""
-    _fast: "_Run" = field(init=False, repr=False)
-    _guarded: "_Run | None" = field(init=False, repr=False, default=None)
+    _run: "_Run" = field(init=False, repr=False)
+    _guarded: bool = field(init=False, repr=False, default=False)
+    _shared: bool = field(init=False, repr=False, default=True)
 
     def __post_init__(self) -> None:
         self.parent = self.parent or self.model.fingerprint
@@ -68,7 +72,7 @@ class Meter:
         self.masks = self.question.masks
         self.reference = _reference(self.model, self.masks)
         self._layouts = _layouts(self.model, self.question, self.first, self.reference)
-        self._fast = self._open(guard=False)
+        self._run = self._open()
 
     def read(self, batch: Batch) -> Statistics:
         """Return the statistics of one batch.
@@ -77,20 +81,31 @@ class Meter:
         Raises: InputError where onnxruntime rejects the batch, or a real token holds NaN or Inf.
         """
         self._check_indices(batch)
-        run = self._guarded or self._fast
-        results = run(batch)
-        if run is self._fast and self._first_bad(run, results):
-            run = self._guarded = self._open(guard=True)
-            results = run(batch)
-        if bad := self._first_bad(run, results):
+        results = self._results(batch)
+        if not self._guarded and self._first_bad(results):
+            self._guarded = True
+            self._run = self._open()
+            results = self._run(batch)
+        if bad := self._first_bad(results):
             raise InputError(
                 f"'{bad}' holds NaN or Inf, or values too large to square, in {batch.where}: the first of the measured "
                 "tensors to do so; check this batch, and whether the model overflows in its number type"
             )
-        return self._statistics(run.graph, results, batch)
+        return self._statistics(self._run.graph, results, batch)
 
-    def _open(self, guard: bool) -> "_Run":
-        graph = instrument(self.model, *self._layouts, guard=guard)
+    def _results(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Run a batch; where sizes that were equal in the first batch differ in this one, stop relying on it."""
+        try:
+            return self._run(batch)
+        except InputError:
+            if not self._shared:
+                raise
+            self._shared = False
+            self._run = self._open()
+            return self._run(batch)
+
+    def _open(self) -> "_Run":
+        graph = instrument(self.model, *self._layouts, guard=self._guarded, share=self._shared)
         return _Run(graph, self.question, self.masks, self.reference)
 
     def _check_indices(self, batch: Batch) -> None:
@@ -104,33 +119,27 @@ class Meter:
                     f"ids run from 0 to {limit.size - 1}"
                 )
 
-    def _first_bad(self, run: "_Run", results: Mapping[str, np.ndarray]) -> str | None:
+    def _first_bad(self, results: Mapping[str, np.ndarray]) -> str | None:
         """Return the first tensor, in topological order, whose sums or norms are not finite."""
-        outputs = [
-            (tap.tensor, name)
-            for tap, reading in run.graph.taps.items()
-            for name in (reading.mean_abs, reading.mean_square)
-        ]
-        outputs += [(moment.tensor, reading.matrix) for moment, reading in run.graph.moments.items()]
-        bad = {tensor for tensor, name in outputs if not np.isfinite(results[name]).all()}
-        for span, reading in run.graph.spans.items():
-            real = results[reading.rows].reshape(-1) > 0
-            for tensor, name in ((span.entry, reading.entry), (span.exit, reading.exit), (span.exit, reading.change)):
-                if not np.isfinite(results[name][real]).all():
-                    bad.add(tensor)
+        bad = {
+            tap.tensor
+            for tap, reading in self._run.graph.taps.items()
+            if not np.isfinite(results[SUMS][0, reading.absolute.start : reading.square.stop]).all()
+        }
+        for moment, reading in self._run.graph.moments.items():
+            if not np.isfinite(results[reading.matrix]).all():
+                bad.add(moment.tensor)
+        for span, reading in self._run.graph.spans.items():
+            norms = _norms(reading, results)[1]
+            tensors = (span.entry, span.exit, span.exit)
+            bad.update(tensor for tensor, norm in zip(tensors, norms, strict=True) if not np.isfinite(norm).all())
         return next((name for name in main_tensors(self.model) if name in bad), None) if bad else None
 
     def _statistics(self, graph: Instrumented, results: Mapping[str, np.ndarray], batch: Batch) -> Statistics:
         taps_layouts, span_layouts, moment_layouts = self._layouts
+        sums = results[SUMS][0].astype(np.float64) if taps_layouts else np.empty(0)
         taps = {
-            (tap.tensor, layout.axis): TapSums(
-                layout.rank,
-                _total(results[graph.taps[tap].rows]),
-                *(
-                    results[name][0].astype(np.float64)
-                    for name in (graph.taps[tap].mean, graph.taps[tap].mean_abs, graph.taps[tap].mean_square)
-                ),
-            )
+            (tap.tensor, layout.axis): _tap_sums(layout, graph.taps[tap], sums, results)
             for tap, layout in taps_layouts.items()
         }
         moments = {
@@ -174,7 +183,11 @@ class _Run:
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         weights = _weights(batch, self.masks, self.reference)
         feeds = batch.feeds | {name: weights[name] for name in self.graph.inputs}
-        return dict(zip(self.names, run_session(self.session, feeds, batch.where), strict=True))
+        results = dict(zip(self.names, run_session(self.session, feeds, batch.where), strict=True))
+        for span, reading in self.graph.spans.items():
+            if results[reading.norms].size != results[reading.rows].size * reading.count:
+                raise InputError(f"the span '{span.name}' has another number of tokens in {batch.where}")
+        return results
 
 
 def run_session(session, feeds: Feeds, where: str) -> list[np.ndarray]:
@@ -214,18 +227,25 @@ def _span_sums(span: Span, results: Mapping[str, np.ndarray], graph: Instrumente
 
     1 - cos = (||f||^2 - (||x|| - ||y||)^2) / (2 ||x|| ||y||) with y = x + f: no cancellation where f is small.
     """
-    reading = graph.spans[span]
-    weights = results[reading.rows].reshape(-1).astype(np.float64)
-    real = weights > 0
-    weights = weights[real]
-    entry, exit, change = (
-        np.sqrt(results[name][real].astype(np.float64)) for name in (reading.entry, reading.exit, reading.change)
-    )
+    weights, (entry, exit, change) = _norms(graph.spans[span], results)
     product = 2 * entry * exit
     ratio = np.divide(change, exit, out=np.zeros_like(change), where=exit > 0)
     turn = np.divide(change**2 - (entry - exit) ** 2, product, out=np.zeros_like(change), where=product > 0)
     turn = np.clip(turn, 0.0, 2.0)
     return SpanSums(span.entry, span.exit, float(weights.sum()), float(weights @ ratio), float(weights @ turn))
+
+
+def _norms(reading: SpanReading, results: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights and the norms of entry, exit and change, fp64 [3, rows], of the rows that count."""
+    weights = results[reading.rows].reshape(-1).astype(np.float64)
+    real = weights > 0
+    norms = results[reading.norms].reshape(-1, len(weights))[[reading.entry, reading.exit, reading.change]]
+    return weights[real], np.sqrt(norms[:, real].astype(np.float64))
+
+
+def _tap_sums(layout: Layout, reading: TapReading, sums: np.ndarray, results: Mapping[str, np.ndarray]) -> TapSums:
+    parts = (sums[part] for part in (reading.value, reading.absolute, reading.square))
+    return TapSums(layout.rank, _total(results[reading.rows]), *parts)
 
 
 def _total(weights: np.ndarray) -> float:

@@ -181,6 +181,36 @@ def test_batches_of_different_lengths(attention, activations):
     check_tap(stats, "context", np.concatenate([context for _, context in runs]))
 
 
+@pytest.mark.parametrize("spans", [True, False])
+def test_sizes_that_are_equal_in_the_first_batch_only(graph, spans):
+    model = graph(
+        "(float[b, s, 3] x, float[b, t, 3] y) => (float[b, s, 3] u, float[b, t, 3] v) { u = Neg(x) v = Neg(y) }"
+    )
+    random = np.random.default_rng(0)
+    batches = [
+        {"x": random.normal(size=(2, s, 3)).astype(np.float32), "y": random.normal(size=(2, t, 3)).astype(np.float32)}
+        for s, t in ((5, 5), (4, 7), (6, 1))
+    ]
+    for tensor in (*model.inputs, *model.outputs):
+        tensor.shape = ["b", None, 3]
+    wanted = [Span("s", "x", "u"), Span("t", "y", "v")] if spans else []
+    stats = quiet(model, batches, [] if spans else [Tap("u"), Tap("v")], wanted)
+    if spans:
+        assert (stats.ratio("s"), stats.ratio("t")) == (2.0, 2.0)
+        assert (stats.spans["s"].count, stats.spans["t"].count) == (30, 26)
+    else:
+        check_tap(stats, "u", -np.concatenate([feeds["x"].reshape(-1, 3) for feeds in batches]).astype(np.float64))
+        check_tap(stats, "v", -np.concatenate([feeds["y"].reshape(-1, 3) for feeds in batches]).astype(np.float64))
+
+
+def test_axes_as_attributes_before_opset_13(graph):
+    model = graph("(float[4, 3, 5] x) => (float[4, 3, 5] y) { y = Neg(x) }", opset=11)
+    x = np.random.default_rng(0).normal(size=(7, 3, 5)).astype(np.float32)
+    stats = quiet(model, {"x": x}, [Tap("y")], [Span("s", "x", "y")])
+    check_tap(stats, "y", -x.reshape(-1, 5).astype(np.float64))
+    assert (stats.ratio("s"), stats.cosine("s")) == (2.0, -1.0)
+
+
 def test_merged_parts_equal_one_pass(attention, samples):
     model = attention()
     taps, moments = [Tap("x0"), Tap("hidden")], [Moment("hidden")]
