@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Axis, find, free_leaves, is_static, is_unit, leaves
-from graphclone.axes.contractions import Contraction, contraction_of
+from graphclone.axes.contractions import CONTRACTING, Contraction, contraction_of
 from graphclone.axes.notation import parse
 from graphclone.axes.typed import AxisTyping, TypedNode
 from graphclone.graphs import walk
@@ -372,6 +372,9 @@ def _halves(flow: _Flow, root: str, sink: str) -> list[Half]:
             continue
         nodes = flow.between(entry, exit)
         if not any(flow.contractions[i] is not None and flow.contractions[i].weight is not None for i in nodes):
+            if regions and regions[-1][0] == "norm":  # a norm written out crosses several points
+                _, entry, _, before = regions.pop()
+                nodes = before + nodes
             regions.append(("norm", entry, exit, nodes))
         elif _passes(flow, entry, exit, nodes):
             regions.append((_kind(flow, below, nodes), entry, exit, nodes))
@@ -399,7 +402,8 @@ def _passes(flow: _Flow, entry: str, exit: str, nodes: tuple[int, ...]) -> bool:
     """Tell whether a path leads from entry to exit without a contraction: the residual connection."""
     inside, reached = set(nodes), {entry}
     for i in nodes:
-        if i in inside and flow.contractions[i] is None and flow.nodes[i].op.type not in ATTENTION_OPS:
+        mixes = flow.nodes[i].op.type in ATTENTION_OPS or flow.nodes[i].op.type in CONTRACTING
+        if i in inside and not mixes:
             if any(name in reached for name in flow.inputs_of(i)):
                 reached.update(flow.outputs_of(i))
     return exit in reached
@@ -416,13 +420,12 @@ def _kind(flow: _Flow, below: set[str], nodes: tuple[int, ...]) -> str:
 
 def _operands(flow: _Flow, index: int, below: set[str]) -> bool:
     """Tell whether the values an attention mixes descend from the stream itself."""
-    node = flow.nodes[index]
-    slot = 2 if node.op.type in ATTENTION_OPS and node.op.has(2) else 1 if node.op.type not in ATTENTION_OPS else 0
-    names = [node.op.node.inputs[slot].name]
-    if node.op.type not in ATTENTION_OPS:
-        names = flow.inputs_of(index)
-        return all(name in below for name in names)
-    return all(name in below for name in names)
+    op = flow.nodes[index].op
+    if op.type not in ATTENTION_OPS:
+        return all(name in below for name in flow.inputs_of(index))
+    packed = op.type == "Attention" and op.domain  # its second and third inputs are a weight and a bias
+    slot = 0 if packed else next((slot for slot in (2, 1) if op.has(slot)), 0)
+    return op.node.inputs[slot].name in below
 
 
 def attention_nodes(

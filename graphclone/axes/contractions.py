@@ -35,6 +35,8 @@ def contraction_of(node: TypedNode) -> Contraction | None:
     if not node.text or not node.constrains or (op.type not in CONTRACTING and not packed):
         return None
     signature = parse(node.text)
+    if len(signature.inputs) < 2:
+        return None
     second = 3 if op.type == "QLinearMatMul" else 1
     first_names, second_names = (_names(signature.inputs[slot]) for slot in (0, second))
     output_names = _names(signature.outputs[0])
