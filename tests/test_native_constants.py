@@ -126,3 +126,69 @@ def test_blocks_and_widths_together_with_a_tied_embedding():
     child = apply(parent, plan, analysis, native_constants=True)
     assert relative(run(child, feeds), run(apply(parent, plan, analysis), feeds)) < 1e-5
     assert native.has_native_constants(child) and child.weights["model.embed_tokens.weight"].shape[1] == 20
+
+
+FUSED = {
+    "Attention": "a = com.microsoft.Attention<num_heads=3>(x, w, b)",
+    "MultiHeadAttention": """
+        q = MatMul(x, wq)
+        k = MatMul(x, wk)
+        v = MatMul(x, wv)
+        a = com.microsoft.MultiHeadAttention<num_heads=3>(q, k, v, b)""",
+    "biased MultiHeadAttention": """
+        q0 = MatMul(x, wq)
+        q = Add(q0, bq)
+        k = MatMul(x, wk)
+        v = MatMul(x, wv)
+        a = com.microsoft.MultiHeadAttention<num_heads=3, scale=0.5>(q, k, v)""",
+}
+WEIGHTS = (
+    "float[12, 36] w, float[36] b, float[12, 12] wq, float[12, 12] wk, float[12, 12] wv, float[12] bq, float[12, 12] o"
+)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_attention_takes_its_default_scale(name, graph):
+    text = (
+        f"(float[B, S, 12] x) => (float[B, S, 12] y) <{WEIGHTS}> {{ {FUSED[name]}\n p = MatMul(a, o)\n y = Add(p, x) }}"
+    )
+    parent = graph(text)
+    analysis = analyse(parent)
+    plan = Plan(keep={"blocks.0.head_dim": (1, 3)})
+    feeds = {"x": np.random.default_rng(1).standard_normal((2, 5, 12)).astype(np.float32)}
+    child = apply(parent, plan, analysis, native_constants=True)
+    assert relative(run(child, feeds), run(apply(parent, plan, analysis), feeds)) < 1e-5
+    scale = next(n for n in child.graph.nodes if n.op.endswith("Attention")).attrs.get("scale")
+    assert scale == (None if "biased" not in name else pytest.approx(2**-0.5))
+
+
+def test_a_norm_without_weights_cannot_take_the_ratio(graph):
+    block = """
+        q0 = MatMul(x, wq)
+        n = ReduceSumSquare<keepdims=1>(q0, last)
+        r = Sqrt(n)
+        q = Div(q0, r)
+        k = MatMul(x, wk)
+        t = Transpose<perm=[0, 2, 1]>(k)
+        s0 = MatMul(q, t)
+        s = Mul(s0, half)
+        p = Softmax(s)
+        v = MatMul(x, wv)
+        a = MatMul(p, v)
+        f = MatMul(a, o)
+        y = Add(f, x)"""
+    weights = (
+        "int64[1] last = {-1}, float half = {0.5}, float[12, 4] wq, float[12, 4] wk, float[12, 12] wv, float[12, 12] o"
+    )
+    parent = graph(f"(float[B, S, 12] x) => (float[B, S, 12] y) <{weights}> {{ {block} }}")
+    analysis = analyse(parent)
+    plan = Plan(keep={"blocks.0.head_dim": (1, 3)})
+    feeds = {"x": np.random.default_rng(1).standard_normal((2, 5, 12)).astype(np.float32)}
+    child = apply(parent, plan, analysis, native_constants=True)  # the keys take it
+    assert relative(run(child, feeds), run(apply(parent, plan, analysis), feeds)) < 1e-5
+    both = block.replace(
+        "t = Trans", "m = ReduceSumSquare<keepdims=1>(k, last)\n u = Sqrt(m)\n w = Div(k, u)\n t = Trans"
+    )
+    parent = graph(f"(float[B, S, 12] x) => (float[B, S, 12] y) <{weights}> {{ {both.replace('(k)', '(w)')} }}")
+    with pytest.raises(CutError, match=r"no weight can take the ratio \(Div node .* normalises it"):
+        apply(parent, plan, native_constants=True)
