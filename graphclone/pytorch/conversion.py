@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from graphclone.model import Model
 from graphclone.pytorch import attention_idioms, layout_idioms, norm_idioms, weight_idioms
 from graphclone.pytorch.adoption import adopt
+from graphclone.pytorch.causality import flag_causal
 from graphclone.pytorch.checkpoints import Checkpoint, recover
 from graphclone.pytorch.code import DTYPE, Code
 from graphclone.pytorch.dropout import add_dropout
@@ -19,7 +20,7 @@ STAGES = (
     (layout_idioms.drop_idle, layout_idioms.drop_neutral),
     (layout_idioms.swap_by_reshape,),
     (layout_idioms.merge_transposes, weight_idioms.linear, weight_idioms.embedding, norm_idioms.standard_norms),
-    (weight_idioms.bias, norm_idioms.rms_norm, norm_idioms.layer_norm),
+    (weight_idioms.bias, norm_idioms.layer_norm, norm_idioms.rms_norm),
     (norm_idioms.rms_norm_weight, norm_idioms.layer_norm_weight),
     (norm_idioms.layer_norm_weight, weight_idioms.linear_without_reshapes, norm_idioms.gelu, norm_idioms.silu),
     (attention_idioms.attention,),
@@ -60,9 +61,10 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     if dropout:
         add_dropout(program, dropout)
     layout_idioms.share_repeated(program)
+    encode(program)
+    flag_causal(program)
     cast_tables(program)
-    for op in program.ops:
-        op.code = RULES[op.key](op)
+    encode(program)
     stored = list(dict.fromkeys(v.parameter for v in program.values() if v.parameter is not None and v.known is None))
     return Converted(program, stored, _report(stored, names, assumed, lacking))
 
@@ -86,6 +88,12 @@ def tie(program: Program, model: Model) -> None:
                 program.replace(second, first)
                 if second.parameter.path != first.parameter.path:
                     first.parameter.aliases += [second.parameter.path, *second.parameter.aliases]
+
+
+def encode(program: Program) -> None:
+    """Give every operator its PyTorch code."""
+    for op in program.ops:
+        op.code = RULES[op.key](op)
 
 
 def cast_tables(program: Program) -> None:

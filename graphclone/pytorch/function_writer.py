@@ -191,6 +191,8 @@ class FunctionWriter:
     def known(self, value: Value, op: Op | None) -> str:
         if value.known.ndim == 0 or (value.known.size == 1 and op is not None and broadcasts(op, value)):
             return render(value.known.item(), lambda leaf: self.leaf(leaf, None))
+        if (short := _short(value, self.device)) is not None:
+            return short
         entries = render(value.known.tolist(), lambda leaf: self.leaf(leaf, None))
         return f"torch.tensor({entries}, dtype={value.dtype}, device={self.device})"
 
@@ -214,6 +216,19 @@ def leaves(code):
     if isinstance(code, tuple):
         return [leaf for each in code if each is not None for leaf in each.leaves()]
     return list(code.leaves()) if isinstance(code, Code) else []
+
+
+def _short(value: Value, device: str) -> str | None:
+    """Return the text of an array of one repeated number, or of consecutive ones; None for others and small ones."""
+    numbers, shape = value.known.reshape(-1).tolist(), value.known.shape
+    if len(numbers) < 4 or any(isinstance(each, Size) for each in numbers):
+        return None
+    if all(each == numbers[0] for each in numbers):
+        return f"torch.full({shape}, {render(numbers[0], str)}, dtype={value.dtype}, device={device})"
+    if str(value.dtype) == "torch.int64" and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        text = f"torch.arange({numbers[0]}, {numbers[-1] + 1}, device={device})"
+        return text if len(shape) == 1 else f"{text}.reshape({shape})"
+    return None
 
 
 SCALAR_FRIENDS = (
@@ -283,5 +298,9 @@ def wrap(line: str, width: int) -> list[str]:
         if current and len(current) + len(part) + 7 > width:
             result.append(f"    {current}")
             current = ""
+        if len(part) + 5 > width:
+            *pieces, last = wrap(part, width - 5)
+            result += [f"    {piece}" for piece in [*pieces, f"{last},"]]
+            continue
         current += (" " if current else "") + part + ","
-    return [*result, f"    {current}", ")"]
+    return [*result, *([f"    {current}"] if current else []), ")"]

@@ -33,7 +33,7 @@ IDS = np.array([[1, 0, 3], [2, 2, 4]], np.int64)
 # (operator, inputs that are activations, inputs that are constants, attributes, opset, number of outputs)
 ROWS = [
     *[(name, [X], [], {}, 18, 1) for name in (
-        "Neg Abs Exp Sin Cos Tanh Erf Sigmoid Softplus Softsign Relu Floor Ceil Round Sign Identity HardSwish Mish Atan "
+        "Neg Abs Exp Sin Cos Tanh Erf Sigmoid Softplus Softsign Relu Floor Ceil Round Sign Identity HardSwish Mish Atan "  # noqa: E501
         "Sinh Cosh"
     ).split()],
     *[(name, [POSITIVE], [], {}, 18, 1) for name in ("Sqrt", "Reciprocal", "Log")],
@@ -62,7 +62,7 @@ ROWS = [
     ("ThresholdedRelu", [X], [], {"alpha": 0.7}, 18, 1),
     ("PRelu", [X, f(7)], [], {}, 18, 1),
     *[(name, [POSITIVE], [i(-1)], {}, 18, 1) for name in (
-        "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare ReduceProd ReduceLogSumExp ReduceLogSum"
+        "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare ReduceProd ReduceLogSumExp ReduceLogSum"  # noqa: E501
     ).split()],
     ("ReduceMean", [X], [], {"axes": [0, 2], "keepdims": 0}, 13, 1),
     ("ReduceSum", [X], [], {}, 18, 1),
@@ -122,15 +122,15 @@ ROWS = [
     ("GatherElements", [X, random.integers(0, 5, (3, 2, 7))], [], {"axis": 1}, 18, 1),
     ("GatherND", [X, np.array([[[0, 1], [2, 4]]], np.int64)], [], {}, 18, 1),
     ("GatherND", [X, random.integers(0, 5, (3, 2, 1))], [], {"batch_dims": 1}, 18, 1),
-    ("ScatterElements", [X, random.permuted(np.tile(np.arange(5), (3, 1)), axis=1)[:, :2, None], f(3, 2, 1)], [], {"axis": 1}, 18, 1),
+    ("ScatterElements", [X, random.permuted(np.tile(np.arange(5), (3, 1)), axis=1)[:, :2, None], f(3, 2, 1)], [], {"axis": 1}, 18, 1),  # noqa: E501
     ("ScatterND", [X, np.array([[0, 1], [2, 4]], np.int64), f(2, 7)], [], {"reduction": "add"}, 18, 1),
     ("OneHot", [IDS], [np.int64(5), f(2)], {}, 18, 1),
     ("NonZero", [MASK], [], {}, 18, 1),
     ("Attention", [Q, K, V], [], {}, 23, 1),
     ("Attention", [Q, K, V, f(5, 7)], [], {"scale": 0.3}, 23, 1),
-    ("Attention", [f(2, 5, 24), f(2, 5, 12), f(2, 5, 6)], [], {"q_num_heads": 6, "kv_num_heads": 3, "is_causal": 1}, 23, 1),
+    ("Attention", [f(2, 5, 24), f(2, 5, 12), f(2, 5, 6)], [], {"q_num_heads": 6, "kv_num_heads": 3, "is_causal": 1}, 23, 1),  # noqa: E501
     ("RotaryEmbedding", [f(2, 3, 5, 8), f(2, 5, 4), f(2, 5, 4)], [], {}, 23, 1),
-    ("RotaryEmbedding", [f(2, 3, 5, 8), f(2, 5, 3), f(2, 5, 3)], [], {"interleaved": 1, "rotary_embedding_dim": 6}, 23, 1),
+    ("RotaryEmbedding", [f(2, 3, 5, 8), f(2, 5, 3), f(2, 5, 3)], [], {"interleaved": 1, "rotary_embedding_dim": 6}, 23, 1),  # noqa: E501
     ("com.microsoft.BiasGelu", [X, ROW], [], {}, 18, 1),
     ("com.microsoft.FastGelu", [X, ROW], [], {}, 18, 1),
     ("com.microsoft.QuickGelu", [X], [], {"alpha": 1.3}, 18, 1),
