@@ -16,6 +16,7 @@ from graphclone.axes.notation import Pattern, parse, parse_axes
 from graphclone.axes.registry import Store, Typing, find_rule
 from graphclone.axes.typed import Axes, AxisTyping, Site, TypedNode, Use
 from graphclone.axes.values import evaluate
+from graphclone.axes.wrapping import WrappedIndices
 from graphclone.graphs import constants, walk
 from graphclone.model import Model
 from graphclone.op import Op, Values
@@ -56,6 +57,7 @@ class _Sweep:
         self.symbols: dict[str, Size] = {}
         self.origin: dict[str, str] = {}  # tensor -> graph input whose values it only rearranges
         self.positions: dict[str, Axis] = {}  # integer tensor -> the axis its values are positions on
+        self.wrapped = WrappedIndices(self.origin)
         self.compared: dict[str, str] = {}  # graph input -> the node that computes with its values
         self.arithmetic: set[str] = set()  # tensors that are shape arithmetic
         self.opsets = {item.domain: item.version for item in model.graph.import_domains}
@@ -69,6 +71,8 @@ class _Sweep:
         self._tie()
         self._sweep(graph.nodes, live)
         for tensor in graph.outputs:
+            if tensor.name in self.wrapped.shifted:
+                self.compared.setdefault(self.wrapped.shifted[tensor.name], "a graph output")
             if isinstance(tensor, gs.Constant):
                 self._constant_axes(tensor, None, 0)
             elif tensor.name in self.positions:
@@ -76,6 +80,7 @@ class _Sweep:
             elif self.origin.get(tensor.name) in self.result.index_axes:
                 self.result.position_outputs[tensor.name] = self.result.index_axes[self.origin[tensor.name]]
         self._settle_fills()
+        _lock_ranges(self.result)
         for name, axis in self.result.index_axes.items():
             if name in self.compared:
                 lock(axis, f"{self.compared[name]} computes with the values of input '{name}'")
@@ -468,6 +473,8 @@ class _Sweep:
         for output, name in typing.yields.items():
             if op.wants(output):
                 self.positions[op.node.outputs[output].name] = bound[name]
+        if not op.domain and self.wrapped.follow(op):
+            return
         output = op.node.outputs[0].name
         first = op.node.inputs[0].name if op.node.inputs else ""
         if typing.moves and op.has(0):
@@ -482,6 +489,8 @@ class _Sweep:
         for slot, tensor in enumerate(op.node.inputs):
             if slot in skip or tensor.is_empty():
                 continue
+            if tensor.name in self.wrapped.shifted:
+                self.compared.setdefault(self.wrapped.shifted[tensor.name], op.where)
             if tensor.name in self.origin:
                 self.compared.setdefault(self.origin[tensor.name], op.where)
                 if op.type == "Conv" and slot == 0:
@@ -502,7 +511,32 @@ class _Sweep:
             if known is not axis:
                 self.equations.equate(known, axis)
         else:
+            if tensor in self.wrapped.shifted:
+                self.compared.setdefault(self.wrapped.shifted[tensor], op.where)
             lock(axis, f"{op.where} picks by computed positions")
+
+
+INDEXING = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "ScatterElements": 1, "ScatterND": 1}
+
+
+def _lock_ranges(typing: AxisTyping) -> None:
+    """Forbid cutting counts whose numbers pick positions: a cut would leave numbers of the old positions."""
+    by_output = {t.name: node for node in typing.nodes for t in node.op.node.outputs}
+    seen: set[int] = set()
+    for node in typing.nodes:
+        slot = INDEXING.get(node.op.type)
+        if slot is None or slot >= len(node.op.node.inputs):
+            continue
+        waiting = [node.op.node.inputs[slot].name]
+        while waiting:
+            producer = by_output.get(waiting.pop())
+            if producer is None or id(producer) in seen:
+                continue
+            seen.add(id(producer))
+            if producer.op.type == "Range":
+                for axis in producer.outputs[0] or ():
+                    lock(axis, f"{node.op.where} picks by numbers counted along it")
+            waiting += [t.name for t in producer.op.node.inputs if not _is_float(t)]
 
 
 def _names(pattern: Pattern) -> set[str]:
