@@ -7,7 +7,8 @@ from string import Template
 MIDDLE, UNIFORM = "depth{layers=$layers by=middle}", "depth{layers=$layers by=uniform}"
 FIRST = "depth{layers=$layers by=first}"
 RANKED, PLAIN = "width{$widths by=mean_abs}", "width{$widths by=uniform}"
-PAPER, BEST = f"{MIDDLE},{RANKED},rescale{{mode=paper}}", f"{UNIFORM},{RANKED},rotate,refit"
+PAPER = f"{MIDDLE},{RANKED},rescale{{mode=paper}}"
+BEST, BEST_UNROTATED = f"{UNIFORM},{RANKED},rotate,refit", f"{UNIFORM},{RANKED},refit"
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Arm:
     """One way to start: a pipeline that cuts the parent, or None for the framework's own random weights.
 
     pipeline: text with `$layers` and `$widths` for the task's targets. optimiser: adamw or muon. distil: whether the
-    parent's outputs are half of the loss. calibration: sequences that the passes may see.
+    parent's outputs are half of the loss. calibration: sequences that the passes may see. otherwise: the pipeline for a
+    parent that the first is refused for (a post-norm stack cannot be rotated).
     """
 
     name: str
@@ -23,6 +25,7 @@ class Arm:
     optimiser: str = "adamw"
     distil: bool = False
     calibration: int = 80
+    otherwise: str | None = None
 
     def text(self, layers: int, widths: str) -> str | None:
         """Return the pipeline for one task's targets.
@@ -53,12 +56,14 @@ ARMS = (
     Arm("refit, blocks uniform", f"{UNIFORM},{RANKED},refit"),
     Arm("rotate", f"{MIDDLE},{RANKED},rotate"),
     # Together.
-    Arm("best", BEST, calibration=320),
-    Arm("best, Muon", BEST, optimiser="muon", calibration=320),
+    Arm("best, 80 sequences", BEST, otherwise=BEST_UNROTATED),
+    Arm("best, blocks searched", f"search{{layers=$layers}},{RANKED},rotate,refit", calibration=320),
+    Arm("best", BEST, calibration=320, otherwise=BEST_UNROTATED),
+    Arm("best, Muon", BEST, optimiser="muon", calibration=320, otherwise=BEST_UNROTATED),
     # The parent as a teacher.
     Arm("random, distilled", None, distil=True),
     Arm("paper, distilled", PAPER, distil=True),
-    Arm("best, distilled", BEST, distil=True, calibration=320),
+    Arm("best, distilled", BEST, distil=True, calibration=320, otherwise=BEST_UNROTATED),
 )
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -67,8 +67,8 @@ class Race:
             self.task.make_parent(self.setting.parent_steps, self._say)
         nursery = Nursery(self.task)
         self._fingerprint = nursery.parent.fingerprint
-        for arm in self.arms:
-            self._build(arm, nursery)
+        cut = (self._built(arm, nursery) for arm in self.arms)
+        self.arms = tuple(arm for arm in cut if arm is not None)
         if not train:
             return
         budgets = [budget for budget in self.setting.budgets if budget]
@@ -78,14 +78,18 @@ class Race:
         seeds = range(1, self.setting.seeds)
         self._finish([self._job(arm, budget, rate, seed) for arm, budget, rate in best if rate for seed in seeds])
 
-    def _build(self, arm: Arm, nursery: Nursery) -> None:
+    def _built(self, arm: Arm, nursery: Nursery) -> Arm | None:
+        """Cut an arm's children; return the arm as it was cut, None where the parent refuses its pipeline."""
         for seed in range(self.setting.seeds) if arm.pipeline else ():
             try:
                 self.children[arm.name, seed] = nursery.build(arm, seed)
             except graphclone.GraphcloneError as error:
+                if arm.otherwise is not None:
+                    self._say(f"{self.task.name}: '{arm.name}' goes without a pass: {error}")
+                    return self._built(replace(arm, pipeline=arm.otherwise, otherwise=None), nursery)
                 self._say(f"{self.task.name}: '{arm.name}' is left out: {error}")
-                self.arms = tuple(other for other in self.arms if other is not arm)
-                return
+                return None
+        return arm
 
     def _untrained(self) -> list[Job]:
         return [self._job(arm, 0, 0.0, seed) for arm in self.arms for seed in range(self.setting.seeds)]
