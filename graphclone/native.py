@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphclone.axes.linear import Gain
-from graphclone.axes.scales import Exchange, Scale, find_scales
+from graphclone.axes.scales import ESCAPE, Exchange, Scale, find_scales
 from graphclone.axes.solver import type_axes
 from graphclone.axes.tables import find_tables
 from graphclone.axes.typed import AxisTyping, TypedNode
@@ -32,8 +32,8 @@ def check_tables(typing: AxisTyping, cut: Cut, stored: Sequence[str] = ()) -> No
             continue
         raise CutError(
             f"'{table.name}' at {table.where} is a table of {table.kind} that the framework computes from the size; "
-            f"its formula for {len(picks)} entries does not give the kept ones; keep evenly spaced entries, or do "
-            f"without native constants"
+            f"its formula for {len(picks)} entries does not give the kept ones; keep evenly spaced "
+            f"entries{ESCAPE}"
         )
 
 

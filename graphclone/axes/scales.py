@@ -30,6 +30,8 @@ MULTIPLES = (1, 2, 3)
 ATTENTION_TOTALS = (-0.5, -1.0)
 TOLERANCES = {2: 6e-3, 4: 1e-5, 8: 1e-5}
 """Relative, by bytes of the float type: bfloat16 keeps eight bits."""
+ESCAPE = ", or leave out --native-constants"
+"""How messages end where the parent's constants would do."""
 IDLE = {"Cast", "Reshape", "Identity", "Dropout", "Unsqueeze", "Squeeze", "Transpose"}
 
 
@@ -180,7 +182,7 @@ class _Finder:
             raise CutError(
                 f"{node.op.where}: the scale of its scores follows the head size, "
                 f"and no weight can take the ratio ({reason}); "
-                f"do without native constants, or do not cut its head size"
+                f"do not cut its head size{ESCAPE}"
             )
         chosen = fitting[0]
         self.taken |= keys[chosen]

@@ -10,6 +10,7 @@ import numpy as np
 
 from graphclone.analysis import Analysis, analyse
 from graphclone.axes.axis import find
+from graphclone.axes.scales import ESCAPE
 from graphclone.checkpoint.carrying import Carrier
 from graphclone.checkpoint.config import rewrite_config, with_new_tokens
 from graphclone.checkpoint.files import Checkpoint, new_folder, read_checkpoint, write_checkpoint_files
@@ -79,7 +80,10 @@ def write_checkpoint(
         config = rewrite_config(checkpoint.config, analysis, cut, config_defaults(checkpoint.folder))
         config = config if tokens is None else with_new_tokens(config, tokens)
     stored = [part.name for name, each in matches.items() for part in each.parts if not RECOMPUTED.search(name)]
-    child, nodes = carry_out_traced(cut, model, analysis, plan, native_constants=True, stored_tables=stored)
+    try:
+        child, nodes = carry_out_traced(cut, model, analysis, plan, native_constants=True, stored_tables=stored)
+    except CutError as error:
+        raise CutError(str(error).removesuffix(ESCAPE)) from None
     carrier = Carrier(analysis.typing, cut, nodes)
     numberings = find_numberings(model, analysis, cut, matches)
     tensors, report = _tensors(checkpoint, matches, carrier, numberings, _Sizes(analysis, cut, matches, checkpoint))
