@@ -7,7 +7,7 @@ import bench_convergence
 import pytest
 from convergence import gpt, training
 from convergence.arms import ARMS, chosen
-from convergence.figures import Budget, equivalent, ratio, saving, smallest_budget
+from convergence.figures import Budget, equivalent, ratio, smallest_budget
 from convergence.ledger import Ledger
 from convergence.tasks import TASKS
 
@@ -20,7 +20,6 @@ def test_a_curve_needs_as_many_steps_as_itself():
     for budget, loss in REFERENCE.items():
         assert equivalent(REFERENCE, loss).steps == pytest.approx(budget)
         assert ratio(REFERENCE, REFERENCE, budget).steps == pytest.approx(1)
-        assert saving(REFERENCE, REFERENCE, budget).steps == pytest.approx(1)
 
 
 def test_between_budgets_steps_are_linear_in_their_logarithm():
@@ -31,8 +30,6 @@ def test_beyond_the_longest_and_the_shortest_training_only_a_bound_is_known():
     assert equivalent(REFERENCE, 1.9) == Budget(800, ">")
     assert equivalent(REFERENCE, 3.5) == Budget(50, "<")
     assert str(ratio({100: 1.9}, REFERENCE, 100)) == ">8"
-    assert saving({100: 2.2, 200: 2.0}, REFERENCE, 800) == Budget(4.0)
-    assert saving({100: 2.2, 200: 2.1}, REFERENCE, 800) == Budget(4.0, "<")
 
 
 def test_the_first_budget_that_reaches_a_loss_counts_where_a_curve_rises_again():

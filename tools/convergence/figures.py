@@ -50,18 +50,6 @@ def ratio(curve: Curve, reference: Curve, budget: int) -> Budget:
     return Budget(needed.steps / budget, needed.bound)
 
 
-def saving(curve: Curve, reference: Curve, budget: int) -> Budget:
-    """Return how many times shorter the curve trains to the loss that the reference has at a budget.
-
-    Example:
-        >>> str(saving({100: 2.0, 200: 1.5}, {400: 2.0}, 400)), str(saving({100: 1.9}, {400: 2.0}, 400))
-        ('4', '>4')
-    """
-    needed = equivalent(curve, reference[budget])
-    opposite = {"=": "=", "<": ">", ">": "<"}
-    return Budget(budget / needed.steps, opposite[needed.bound])
-
-
 def smallest_budget(curve: Curve, reference: Curve, multiple: int) -> int | None:
     """Return the smallest budget with which a curve reaches what the reference reaches with `multiple` times that.
 

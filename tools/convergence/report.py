@@ -15,6 +15,7 @@ from convergence.plots import draw
 from convergence.race import Results
 
 MULTIPLES = (4, 8, 16)
+REFERENCES = ("random", "paper")
 
 
 def write_report(results: Results, folder: Path, console: Console) -> None:
@@ -24,7 +25,7 @@ def write_report(results: Results, folder: Path, console: Console) -> None:
             f"# {results.title}",
             _preface(results),
             losses_table(results),
-            budgets_table(results),
+            *(budgets_table(results, arm) for arm in REFERENCES),
             costs_table(results),
         )
     )
@@ -47,12 +48,6 @@ def mean(values: list[float]) -> float:
 def curve_of(results: Results, arm: str) -> Curve:
     """Return {budget: mean loss over seeds on the split to report}."""
     return {budget: mean(losses(records)) for budget, records in results.trained[arm].items() if records}
-
-
-def reference_of(results: Results) -> str | None:
-    """Return the arm that others are held against: random weights, AdamW, no teacher."""
-    plain = (arm for arm in results.arms if arm.pipeline is None and arm.optimiser == "adamw" and not arm.distil)
-    return next((arm.name for arm in plain), None)
 
 
 def _preface(results: Results) -> str:
@@ -95,14 +90,13 @@ def _spread(values: list[float]) -> str:
     return shown if len(values) == 1 else f"{shown} ± {(max(values) - min(values)) / 2:.3f}"
 
 
-def budgets_table(results: Results) -> str:
-    """Return what each arm saves against random: at each budget, and the smallest budget worth so many times more."""
-    reference = reference_of(results)
-    if reference is None or not curve_of(results, reference):
+def budgets_table(results: Results, reference: str) -> str:
+    """Return what each arm saves against another: at each budget, and the smallest budget worth so many times more."""
+    if reference not in results.trained or not curve_of(results, reference):
         return ""
     against = curve_of(results, reference)
     budgets = sorted(against)
-    heads = ["random's steps to the same loss", "untrained", *(f"{budget}" for budget in budgets)]
+    heads = [f"steps of '{reference}' to the same loss", "untrained", *map(str, budgets)]
     heads += [f"smallest budget worth {multiple}x" for multiple in MULTIPLES]
     rows = []
     for arm in results.arms:
