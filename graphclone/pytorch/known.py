@@ -281,6 +281,8 @@ FUNCTIONS: dict[str, Callable] = {
     "Neg": lambda op: (array(np.frompyfunc(lambda a: -a, 1, 1)(op[0].known)), op[0].dtype),
     "Sqrt": _unary(lambda a: float(np.sqrt(np.float32(a)))),
     "Reciprocal": _unary(lambda a: float(1 / np.float32(a))),
+    "Exp": _unary(lambda a: float(np.exp(np.float32(a)))),
+    "Log": _unary(lambda a: float(np.log(np.float32(a)))),
     "Floor": _unary(math.floor),
     "Ceil": _unary(math.ceil),
     "Abs": _unary(abs),

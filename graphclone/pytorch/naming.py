@@ -41,7 +41,7 @@ class Names:
         lines = SIGNATURE_LINE.findall(graph_metadata.get(SIGNATURE, ""))
         self.by_key = {key: target for key, _, target in lines}
         self.kinds = {target: kind for _, kind, target in lines}
-        self.torch = model.graph.producer_name == "pytorch"
+        self.torch = (model.graph.producer_name or "").startswith(("pytorch", "onnxruntime"))
         self.heads = self._learn(program)
 
     def kind(self, name: str) -> str | None:
