@@ -21,6 +21,7 @@ from graphclone.graphs import walk
 
 PRIME = (1 << 61) - 1
 MOST_SINKS = 4
+RENAMING = {"Identity", "Cast"}
 ATTENTION_OPS = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
@@ -286,6 +287,10 @@ class _Flow:
         static = [find(axis) for axis in axes if is_static(axis) and not is_unit(axis)]
         return (len(axes), tuple(id(a) if free_leaves(a) else a.size[0] for a in static)) if static else None
 
+    def is_renamed(self, name: str) -> bool:
+        """Tell whether a tensor is another one under a new name, or of another type."""
+        return name in self.order and self.nodes[self.order[name]].op.type in RENAMING
+
     def between(self, entry: str, exit: str) -> tuple[int, ...]:
         """Return the nodes on paths from one tensor to another."""
         below = self.descendants(entry, exit)
@@ -363,7 +368,7 @@ def _points(flow: _Flow, root: str, sink: str) -> list[str]:
 
 def _halves(flow: _Flow, root: str, sink: str) -> list[Half]:
     """Return the half blocks of the chain between a root and a sink."""
-    points = _points(flow, root, sink)
+    points = [point for point in _points(flow, root, sink) if not flow.is_renamed(point)]
     below = flow.descendants(root)
     regions: list[tuple[str, str, str, tuple[int, ...]]] = []
     for entry, exit in zip(points, points[1:]):
@@ -372,29 +377,36 @@ def _halves(flow: _Flow, root: str, sink: str) -> list[Half]:
             continue
         nodes = flow.between(entry, exit)
         if not any(flow.contractions[i] is not None and flow.contractions[i].weight is not None for i in nodes):
-            if regions and regions[-1][0] == "norm":  # a norm written out crosses several points
-                _, entry, _, before = regions.pop()
-                nodes = before + nodes
             regions.append(("norm", entry, exit, nodes))
         elif _passes(flow, entry, exit, nodes):
             regions.append((_kind(flow, below, nodes), entry, exit, nodes))
         else:
             regions.append(("break", entry, exit, nodes))
-    followed = Counter()
-    for here, after in zip(regions, regions[1:]):
-        followed[here[0], after[0] == "norm"] += 1
-    last = next((i for i in range(len(regions) - 1, -1, -1) if regions[i][0] not in ("norm", "break")), -1)
-    if 0 <= last < len(regions) - 1 and followed[regions[last][0], True] == 1 and len(regions) > 2:
-        followed[regions[last][0], regions[last + 1][0] == "norm"] -= 1
+    return _with_norms(regions)
+
+
+def _with_norms(regions: Sequence[tuple[str, str, str, tuple[int, ...]]]) -> list[Half]:
+    """Return half blocks with the norms behind them that their kind usually has; the last one's others are the final norm.
+
+    A norm that is written out crosses several points, each a region; so does a bias added to the stream.
+    """
+    behind: list[tuple[int, list[int]]] = []
+    for i, (kind, *_) in enumerate(regions):
+        if kind not in ("norm", "break"):
+            behind.append((i, []))
+        elif kind == "norm" and behind and behind[-1][0] + len(behind[-1][1]) == i - 1:
+            behind[-1][1].append(i)
+    lengths: dict[str, Counter] = defaultdict(Counter)
+    for i, norms in behind[:-1]:
+        for kind in (regions[i][0], ""):
+            lengths[kind][len(norms)] += 1
     halves: list[Half] = []
-    for i, (kind, entry, exit, nodes) in enumerate(regions):
-        if kind == "norm":
-            before = regions[i - 1][0] if i else "break"
-            if before not in ("norm", "break") and followed[before, True] > followed[before, False]:
-                previous = halves.pop()
-                halves.append(Half(previous.kind, previous.entry, exit, previous.nodes + nodes))
-        elif kind != "break":
-            halves.append(Half(kind, entry, exit, nodes))
+    for i, norms in behind:
+        kind, entry, exit, nodes = regions[i]
+        seen = lengths.get(kind) or lengths.get("")
+        for norm in norms[: seen.most_common(1)[0][0] if seen else 0]:
+            exit, nodes = regions[norm][2], nodes + regions[norm][3]
+        halves.append(Half(kind, entry, exit, nodes))
     return halves
 
 
