@@ -727,7 +727,7 @@ class _Writer:
         mask = self._mask(x, given.mask, 1 if rank5 else total)
         if not mask:
             return scores
-        mask = self.unsqueeze(mask, 1) if rank5 else mask
+        mask = self.unsqueeze(mask, 1) if rank5 and given.mask != "causal" else mask
         if given.mask == "where":
             return self.op("Where", mask, scores, self.real(-1e4))
         return self.op("Add", scores, mask)
