@@ -46,6 +46,7 @@ def use_native_constants(child: Model, parents: Mapping[int, TypedNode]) -> list
     ties = [(tie.first, tie.second) for tie in child.ties]
     scales = find_scales(type_axes(child), parents, [t.name for t in child.graph.outputs], ties)
     _Folder(child).run(scales)
+    child.__dict__.pop("ties", None)  # found before, and scaled since
     child.metadata[MARK] = "native"
     return scales
 
