@@ -51,13 +51,14 @@ class Context:
         """Return the child a plan describes so far."""
         return apply(self.parent, plan, self.analysis)
 
-    def measure(self, model: Model, taps: Iterable) -> Statistics:
-        """Run a model over the calibration data and return the statistics of some taps."""
+    def measure(self, model: Model, taps: Iterable, moments: Iterable = ()) -> Statistics:
+        """Run a model over the calibration data and return the statistics of some taps and second moments."""
+        from graphclone.calibration.data import open_data
         from graphclone.calibration.run import measure
 
         if self.data is None:
-            raise InputError("this pass measures the child while it works; give it samples with --data")
-        return measure(model, self.data, tuple(taps), (), progress=False)
+            raise InputError("this pass runs models while it works; give it samples with --data")
+        return measure(model, open_data(self.data, model), tuple(taps), (), tuple(moments), progress=False)
 
 
 @runtime_checkable

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphclone.axes.axis import find
-from graphclone.calibration.data import open_data
-from graphclone.calibration.run import measure
 from graphclone.calibration.statistics import Statistics
 from graphclone.calibration.taps import Moment, Tap
 from graphclone.dimensions import Dimension, axis_key
-from graphclone.errors import CutError, InputError
+from graphclone.errors import CutError
 from graphclone.model import Model
 from graphclone.pipeline import Context
 from graphclone.plan import Cut, Plan, resolve
@@ -42,8 +40,6 @@ class Rotate:
         cuts = [d for d in context.analysis.dimensions if d.role == "hidden" and cut.picks(d.axes[0]) is not None]
         if not cuts:
             return plan
-        if context.data is None:
-            raise InputError("rotate measures the covariance of the stream on samples; give them with --data")
         for dimension in cuts:
             try:
                 plan = self._rotate(parent, plan, cut, dimension, context)
@@ -99,14 +95,8 @@ def _dropped_tensors(context: Context, cut: Cut) -> set[str]:
 
 def _second_moments(parent: Model, norms: list[Norm], values: dict, context: Context) -> list[np.ndarray]:
     """Return E[n n'] of what each norm gives before its weight and bias, measured on the parent."""
-    found = measure(
-        parent,
-        open_data(context.data, parent),
-        [Tap(norm.output) for norm in norms],
-        (),
-        [Moment(norm.output) for norm in norms],
-        progress=context.progress,
-    )
+    taps, moments = [Tap(norm.output) for norm in norms], [Moment(norm.output) for norm in norms]
+    found = context.measure(parent, taps, moments)
     result = []
     for norm in norms:
         moment, mean = found.second_moment(Moment(norm.output)), found.mean(Tap(norm.output))

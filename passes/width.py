@@ -8,13 +8,15 @@ import numpy as np
 from graphclone.axes.axis import Axis, find, free_leaves, leaves
 from graphclone.blocks import Stack
 from graphclone.calibration.statistics import Statistics
+from graphclone.calibration.taps import Moment
 from graphclone.dimensions import Dimension, axis_key
 from graphclone.errors import CutError, InputError
 from graphclone.importance import METRICS, select
 from graphclone.model import Model
 from graphclone.pipeline import Context
 from graphclone.plan import Cut, Plan
-from graphclone.taps import Reading, onto_leaf
+from graphclone.taps import Reading, onto_leaf, positions_of
+from passes.obs import choose_by_obs
 from passes.targets import Target, per_block, target_of
 
 UNMEASURED = ("first", "uniform", "random")
@@ -26,7 +28,8 @@ class Width:
 
     hidden, ffn, heads, kv_heads, head_dim: a number, {stack: number}, or (but for hidden) a list with one entry per
     kept block. `heads` alone keeps the queries per KV head, and so does `kv_heads` alone; both set them.
-    by: mean_abs (mean |activation|: arXiv 2312.09299, section 4.1), l2, variance, output_aware, first, uniform, random.
+    by: mean_abs (mean |activation|: arXiv 2312.09299, section 4.1), l2, variance, output_aware, obs (chosen together, by
+    second moments: see `passes/obs.py`), first, uniform, random.
     keep_heads: leave widths outside the blocks alone that equal hidden (a pooler, a transform before the head).
 
     Example:
@@ -178,11 +181,31 @@ class _Ranker:
         return tuple(int(i) for i in kept)
 
     def _leaf(self, dimension: Dimension, leaf: Axis, count: int) -> np.ndarray:
+        if self.metric == "obs" and (reading := self._one_reader(dimension)) is not None:
+            return self._together(reading, leaf, count)
         scores = None if self.metric in UNMEASURED else self._scores(dimension, leaf)
         return np.asarray(select(self.metric, leaf.size[0], count, scores=scores, seed=self._seed(dimension)))
 
     def _seed(self, dimension: Dimension) -> int:
         return self.context.seed * 1_000_003 + sum(map(ord, dimension.name))
+
+    def _one_reader(self, dimension: Dimension) -> Reading | None:
+        """Return the only place that reads a dimension, where a matrix does."""
+        found = self.context.readings[dimension.name]
+        alone = len(found) == 1 and dimension.role != "hidden" and found[0].weight is not None
+        return found[0] if alone else None
+
+    def _together(self, reading: Reading, leaf: Axis, count: int) -> np.ndarray:
+        """Choose indices of an atom as a set, by the second moments of what carries it."""
+        moment = Moment(reading.tap.tensor, reading.tap.axis)
+        second = self.context.measure(self.parent, (), (moment,)).second_moment(moment)
+        weight = self.parent.weights[reading.weight].load().astype(np.float64)
+        key = axis_key(reading.axis)
+        along = next(i for i, axis in enumerate(reading.weight_axes) if axis_key(axis) == key)
+        rows = np.moveaxis(weight, along, 0).reshape(len(second), -1)
+        positions = positions_of(reading.axis, leaf)
+        groups = [np.flatnonzero(positions == index) for index in range(leaf.size[0])]
+        return choose_by_obs(second, rows, groups, count)
 
     def _scores(self, dimension: Dimension, leaf: Axis) -> np.ndarray:
         if self.stats is None:

@@ -118,7 +118,7 @@ def test_a_metric_of_ones_own(stats):
             InputError,
             "no importance metric is called 'mean_asb'; did you mean 'mean_abs'",
         ),
-        (lambda: select("zebra", 4, 2), InputError, "there are mean_abs, l2, variance, output_aware, first"),
+        (lambda: select("zebra", 4, 2), InputError, "there are mean_abs, l2, variance, output_aware, obs, first"),
         (lambda: select("l2", 4, 2), InputError, "'l2' is measured on samples; give --data or --stats"),
         (lambda: select("l2", 4, 2, scores=np.ones(3)), InputError, "one finite score for each of 4"),
         (lambda: select("l2", 2, 1, scores=np.array([1, np.nan])), InputError, "one finite score"),
