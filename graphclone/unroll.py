@@ -114,8 +114,12 @@ class _Unroller:
         for i in range(loop.count):
             known: dict[int, gs.Tensor] = {}
             if loop.condition is not None:
-                known[id(loop.counter)] = gs.Constant(self._fresh(f"{loop.node.name}.{i}"), Weight.of(np.array(i, np.int64)))
-                known[id(loop.condition)] = gs.Constant(self._fresh(f"{loop.node.name}.true"), Weight.of(np.array(True)))
+                known[id(loop.counter)] = gs.Constant(
+                    self._fresh(f"{loop.node.name}.{i}"), Weight.of(np.array(i, np.int64))
+                )
+                known[id(loop.condition)] = gs.Constant(
+                    self._fresh(f"{loop.node.name}.true"), Weight.of(np.array(True))
+                )
             entering = [*states, *(self._row(stack, i) for stack in loop.scanned)]
             known |= {id(entry): tensor for entry, tensor in zip(loop.entries, entering)}
             self._iterate(i, known)

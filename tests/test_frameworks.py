@@ -20,7 +20,14 @@ FIXTURES = sorted(
     for file in FOLDER.glob("*/*.onnx")
     if file.with_suffix(".npz").exists()
 )
-LOOK_UPS = ["jax/linen_encoder", "jax/scan", "keras_jax/encoder", "keras_torch/encoder_static", "paddle/encoder", "tf/encoder"]
+LOOK_UPS = [
+    "jax/linen_encoder",
+    "jax/scan",
+    "keras_jax/encoder",
+    "keras_torch/encoder_static",
+    "paddle/encoder",
+    "tf/encoder",
+]
 
 
 @cache
