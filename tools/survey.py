@@ -1,0 +1,236 @@
+"""Judge the engine on every architecture by every route, a row at a time, and write docs/coverage.md.
+
+    python tools/survey.py [--cache FILE] [--again] [PATTERN ...]     as in `gpt2:* *:legacy17 tf/*`
+    python tools/survey.py --page                                     only write the page from what the cache holds
+
+Each row is a line of JSON in the cache, so that the survey goes on where it was stopped. A row is an architecture of the
+zoo by one exporter, or a checked-in export of another framework with that framework's own smaller models beside it.
+"""
+
+import argparse
+import fnmatch
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import survey_page
+import torch
+import zoo
+from zoo.export import BATCH_OF_ONE, FAILURES, ROUTES
+from zoo.export import cache as exports
+
+from graphclone.analysis import Analysis, analyse
+from graphclone.errors import GraphcloneError
+from graphclone.model import Model, load
+from graphclone.plan import Plan
+from graphclone.surgery import apply
+from graphclone.verify import verify
+from graphclone.verify.running import difference, run
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
+PAGE = ROOT / "docs" / "coverage.md"
+TOLERANCE = 1e-5
+SHARE = 2 / 3
+
+
+def rows() -> list[str]:
+    """Return the names of all rows: `gpt2:dynamo18`, `tf/bert`."""
+    fixtures = sorted(FIXTURES.glob("*/*.onnx")) + sorted(FIXTURES.glob("optimum/*/*.onnx"))
+    ours = [f"{name}:{route}" for name in zoo.FAMILIES for route in ROUTES if route != "dynamo20"]
+    return ours + [str(path.relative_to(FIXTURES).with_suffix("")) for path in fixtures]
+
+
+def judge(row: str) -> dict:
+    """Return what is known of a row; what stops it is under `stopped`."""
+    started = time.time()
+    found = {"row": row, "date": time.strftime("%Y-%m-%d"), "versions": survey_page.versions()}
+    try:
+        found |= _judged(row)
+    except (GraphcloneError, ValueError, RuntimeError, KeyError, IndexError, AssertionError) as error:
+        found["stopped"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return found | {"seconds": round(time.time() - started, 1)}
+
+
+def _judged(row: str) -> dict:
+    family, _, route = row.partition(":")
+    if (family, route) in FAILURES:
+        return {"unmade": FAILURES[family, route]}
+    path = zoo.export(family, route) if route else FIXTURES / f"{row}.onnx"
+    model = load(path)
+    started = time.time()
+    analysis = analyse(model)
+    found = {
+        "nodes": len(model.graph.nodes),
+        "analysis": round(time.time() - started, 2),
+        "unknown": analysis.typing.unknown,
+    }
+    found |= _described(analysis)
+    report = verify(model, analysis=analysis)
+    figures = [check.figure for check in report.checks if check.figure is not None]
+    found["verify"] = {"ok": report.ok, "worst": max(figures, default=0.0), "failed": [str(c) for c in report.failed]}
+    if route:
+        known = {name for dimension in analysis.dimensions for name in dimension.names}
+        found["missing"] = [name for name in zoo.dimensions(family) if "*" not in name and name not in known]
+        found |= _of_zoo(model, analysis, family, route)
+    elif (FIXTURES / f"{row}.npz").exists():
+        found |= _of_fixture(model, analysis, row)
+    return found
+
+
+def _described(analysis: Analysis) -> dict:
+    """Return how many dimensions there are by role, the locked ones' reasons, and the blocks of each stack."""
+    roles: dict[str, int] = {}
+    for dimension in analysis.dimensions:
+        if not dimension.locked:
+            roles[dimension.role] = roles.get(dimension.role, 0) + 1
+    locked = {d.name: d.locked for d in analysis.dimensions if d.locked}
+    return {"roles": roles, "locked": locked, "stacks": {s.prefix: len(s.blocks) for s in analysis.stacks}}
+
+
+# against the framework's own smaller model -----------------------------------------------------------------------
+
+
+Case = tuple[str, dict, Callable[[], list[list[np.ndarray]]]]
+
+
+def _of_zoo(model: Model, analysis: Analysis, family: str, route: str) -> dict:
+    batch = 1 if (family, route) in BATCH_OF_ONE else 2
+    feeds = [zoo.feeds(family, batch, length, padded=True) for length in (7, 5)]
+    cases = list(_cases(family, analysis))
+    worst = _figures(
+        model, analysis, feeds, [(*case, functools.partial(wanted, family, batch, *case)) for case in cases]
+    )
+    if max(figure for label, figure in worst.items() if "width" in label) > TOLERANCE:
+        singles = [(name, "width", {"keep": {name: kept}}) for name, kept in _widths(family).items()]
+        singles = [(*case, functools.partial(wanted, family, batch, *case)) for case in singles]
+        worst |= _figures(model, analysis, feeds, singles)
+    return _summary(worst, {label: kind for label, kind, _ in cases})
+
+
+def _cases(family: str, analysis: Analysis) -> Iterator[tuple[str, str, dict]]:
+    """Yield (label, kind, cut): all widths; each stack without its first, middle and last block; half blocks; all at once."""
+    widths = _widths(family)
+    yield "all widths", "width", {"keep": widths}
+    counts = {stack.prefix.rstrip("."): len(stack.blocks) for stack in analysis.stacks}
+    for stack, count in counts.items():
+        for label, gone in (("first", {0}), ("middle", {count // 2}), ("last", {count - 1}), ("two", {0, count - 1})):
+            kept = [block for block in range(count) if block not in gone]
+            if kept:
+                yield f"{stack} without {label}".strip(), "block", {"blocks": {stack: kept}}
+    for half in _halves(family):
+        yield f"without {half}", "half", {"drop": [half]}
+    blocks = {stack: [block for block in range(count) if block != count // 2] for stack, count in counts.items()}
+    yield "all widths, fewer blocks", "width", {"keep": widths, "blocks": {s: b for s, b in blocks.items() if b}}
+
+
+def _widths(family: str) -> dict[str, list[int]]:
+    found = {}
+    for name, size in zoo.dimensions(family).items():
+        if size > 1 and not name.endswith("vocab"):
+            least = 2 if name.endswith("experts") else 1
+            found[name] = [int(i) for i in zoo.choose(family, name, max(least, int(size * SHARE)))]
+    return found
+
+
+def _halves(family: str) -> list[str]:
+    """Name the second block's half blocks of each stack."""
+    stacks = [stack for stack in zoo.family(family).layout.stacks if not stack.shared]
+    return [f"{stack.prefix}blocks.{stack.start + 1}.{half}" for stack in stacks for half in stack.halves]
+
+
+MEMORY: dict[tuple, list[list[np.ndarray]]] = {}
+
+
+def wanted(family: str, batch: int, label: str, kind: str, cut: dict) -> list[list[np.ndarray]]:
+    """Return the outputs of the framework's own model with a cut; the routes of a family share them."""
+    key = (family, batch, json.dumps(cut))
+    if key not in MEMORY:
+        blocks = cut.get("blocks")
+        module = zoo.native(
+            family, cut.get("keep"), blocks[""] if blocks and set(blocks) == {""} else blocks, cut.get("drop", ())
+        )
+        feeds = [zoo.feeds(family, batch, length, padded=True) for length in (7, 5)]
+        with torch.no_grad():
+            tensors = [module(*map(torch.from_numpy, each.values())) for each in feeds]
+        MEMORY[key] = [[tensor.numpy() for tensor in outputs] for outputs in tensors]
+    return MEMORY[key]
+
+
+def _of_fixture(model: Model, analysis: Analysis, row: str) -> dict:
+    with np.load(FIXTURES / f"{row}.npz") as stored:
+        arrays = dict(stored)
+    feeds = [{name.removeprefix("input:"): array for name, array in arrays.items() if name.startswith("input:")}]
+    names = [tensor.name for tensor in model.outputs]
+    cases = []
+    for number, case in enumerate(json.loads(str(arrays["cases"]))):
+        outputs = [[arrays[f"case:{number}:{name}"] for name in names]]
+        kind = "block" if "block" in case["label"] else "width"
+        cut = {key: value for key, value in case.items() if key != "label"}
+        cases.append((case["label"], kind, cut, lambda outputs=outputs: outputs))
+    worst = _figures(model, analysis, feeds, cases)
+    return _summary(worst, {label: kind for label, kind, *_ in cases})
+
+
+def _figures(model: Model, analysis: Analysis, feeds: list[dict], cases: list[tuple]) -> dict[str, float | str]:
+    """Return, by case, how far the child is from the framework's own model; infinity where either cannot be made."""
+    names = [tensor.name for tensor in model.outputs]
+    worst = {}
+    for label, _, cut, outputs in cases:
+        try:
+            results = run(apply(model, Plan.from_json(cut), analysis), feeds)
+            pairs = zip(results, outputs(), strict=True)
+            worst[label] = max(difference(got, dict(zip(names, want, strict=True))) for got, want in pairs)
+        except (GraphcloneError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+            worst[label] = float("inf")
+            print(f"    {label}: {type(error).__name__}: {' '.join(str(error).split())[:200]}", flush=True)
+    return worst
+
+
+def _summary(worst: dict[str, float], kinds: dict[str, str]) -> dict:
+    """Return the worst figures of widths and of blocks, how many cases hold, and those that do not."""
+
+    def of(*wanted: str) -> dict:
+        figures = {label: figure for label, figure in worst.items() if kinds.get(label, "width") in wanted}
+        good = [figure for figure in figures.values() if figure <= TOLERANCE]
+        bad = {label: f"{figure:.1e}" for label, figure in figures.items() if figure > TOLERANCE}
+        return {"held": len(good), "cases": len(figures), "worst": max(good, default=0.0), "bad": bad}
+
+    return {"native": of("width"), "blocks": of("block", "half")}
+
+
+# the cache -------------------------------------------------------------------------------------------------------
+
+
+def known(cache: Path) -> dict[str, dict]:
+    """Return the cached rows; of several of one name the last counts."""
+    lines = cache.read_text().splitlines() if cache.exists() else []
+    return {row["row"]: row for row in map(json.loads, lines)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN")
+    parser.add_argument("--cache", type=Path, default=exports() / "coverage.jsonl")
+    parser.add_argument("--again", action="store_true", help="judge rows that the cache holds once more")
+    parser.add_argument("--page", action="store_true", help="judge nothing, write the page")
+    given = parser.parse_args()
+    cache = given.cache
+    torch.set_num_threads(1)
+    done = known(cache)
+    for row in rows() if not given.page else ():
+        asked = not given.patterns or any(fnmatch.fnmatch(row, pattern) for pattern in given.patterns)
+        if asked and (given.again or row not in done):
+            done[row] = judge(row)
+            with cache.open("a") as file:
+                file.write(json.dumps(done[row]) + "\n")
+            print(f"{row:28} {survey_page.verdict(done[row])}", flush=True)
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(survey_page.page([done[row] for row in rows() if row in done], len(rows())))
+
+
+if __name__ == "__main__":
+    main()
