@@ -83,7 +83,16 @@ CHOICES: dict[type, dict[str, tuple]] = {
     Attention: {
         "projection": ("separate", "thirds", "by_head", "by_kind", "einsum"),
         "position": ("none", "halves", "halves", "interleaved", "partial", "frequencies", "slopes", "relative", "norm"),
-        "mixing": ("composed", "composed", "composed", "einsum", "Attention", "Attention4", "MultiHeadAttention", "flat"),
+        "mixing": (
+            "composed",
+            "composed",
+            "composed",
+            "einsum",
+            "Attention",
+            "Attention4",
+            "MultiHeadAttention",
+            "flat",
+        ),
         "groups": (1, 1, 2, 3),
         "repeat": ("expand", "tile", "broadcast", "gather", "concat"),
         "mask": ("none", "padding", "causal", "fill", "where", "expanded"),
@@ -458,8 +467,14 @@ class _Writer:
                 if name == "then_branch":
                     y = self.feed_forward(x, block.ffn, "")
                 else:
-                    y = self.op("Identity", x) if block.branch == "skip" else self.feed_forward(x, FeedForward(), "else_")
-            bodies.append(helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(y, TensorProto.FLOAT, [None] * 3)]))
+                    y = (
+                        self.op("Identity", x)
+                        if block.branch == "skip"
+                        else self.feed_forward(x, FeedForward(), "else_")
+                    )
+            bodies.append(
+                helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(y, TensorProto.FLOAT, [None] * 3)])
+            )
         return self.op("If", long, then_branch=bodies[0], else_branch=bodies[1])
 
     def detour(self, x: str, kind: str) -> str:
@@ -588,7 +603,9 @@ class _Writer:
     def _regroup(self, t: str, x: str, heads: list[int], size: int) -> str:
         """Change how [B, H, S, D] counts its heads; the length stays where it is."""
         if self.how.reshape in ("constant", "zero"):
-            return self.op("Reshape", t, self.op("Concat", self.number(-1, *heads), self.size(x, 1), self.number(size), axis=0))
+            return self.op(
+                "Reshape", t, self.op("Concat", self.number(-1, *heads), self.size(x, 1), self.number(size), axis=0)
+            )
         parts = [self.size(x, 0), self.number(*heads), self.size(x, 1), self.number(size)]
         return self.op("Reshape", t, self.op("Concat", *parts, axis=0))
 
@@ -628,7 +645,9 @@ class _Writer:
             places = self.unsqueeze(self.op("Cast", self.range_of(x), to=TensorProto.FLOAT), 1)
             angles = self.op("MatMul", places, self.unsqueeze(speeds, 0))
         else:
-            table = np.arange(POSITIONS)[:, None] * 10.0 ** -np.arange(pairs)[None] if pairs else np.zeros((POSITIONS, 1))
+            table = (
+                np.arange(POSITIONS)[:, None] * 10.0 ** -np.arange(pairs)[None] if pairs else np.zeros((POSITIONS, 1))
+            )
             table = self.real(table, f"{self.scope}.angles")
             angles = self.op("Gather", table, self.range_of(x), axis=0)
         if kind != "interleaved":
@@ -644,7 +663,9 @@ class _Writer:
             first = self.op("Sub", self.op("Mul", one, cos), self.op("Mul", two, sin))
             second = self.op("Add", self.op("Mul", one, sin), self.op("Mul", two, cos))
             both = self.op("Concat", self.unsqueeze(first, -1), self.unsqueeze(second, -1), axis=-1)
-            target = self.op("Concat", self.op("Slice", self.op("Shape", x), self.number(0), self.number(3)), self.number(-1), axis=0)
+            target = self.op(
+                "Concat", self.op("Slice", self.op("Shape", x), self.number(0), self.number(3)), self.number(-1), axis=0
+            )
             return self.op("Reshape", both, target)
         one, two = self.parts(x, [rotated // 2, rotated - rotated // 2])
         turned = self.op("Concat", self.op("Neg", two), one, axis=-1)
@@ -663,7 +684,9 @@ class _Writer:
             wide = self.op("Concat", *[wide] * groups, axis=2)
         else:
             sizes = [self.size(x, 0), self.number(heads, groups), self.size(x, 1), self.number(size)]
-            target = self.number(1, 1, groups, 1, 1) if self.how.reshape == "zero" else self.op("Concat", *sizes, axis=0)
+            target = (
+                self.number(1, 1, groups, 1, 1) if self.how.reshape == "zero" else self.op("Concat", *sizes, axis=0)
+            )
             wide = self.op("Expand", wide, target)
         return self._regroup(wide, x, [heads * groups], size)
 
@@ -682,7 +705,12 @@ class _Writer:
 
     def _mix(self, x: str, given: Attention, q: str, k: str, v: str, total: int) -> str:
         q, k, divisor = self._scale(given, q, k)
-        rank5 = given.repeat == "broadcast" and given.groups > 1 and given.mixing in _GROUPED and given.projection in ("separate", "thirds")
+        rank5 = (
+            given.repeat == "broadcast"
+            and given.groups > 1
+            and given.mixing in _GROUPED
+            and given.projection in ("separate", "thirds")
+        )
         if given.mixing == "flat" and not rank5:
             return self._mix_flat(x, given, q, k, v, divisor, total)
         if given.mixing == "einsum" and not rank5:
@@ -711,7 +739,9 @@ class _Writer:
         weights = self._softmax(scores, given.softmax)
         weights = self.op("Reshape", weights, self.op("Concat", self.number(-1), length, length, axis=0))
         y = self.op("MatMul", weights, v)
-        return self.op("Reshape", y, self.op("Concat", self.size(x, 0), self.number(total), length, self.number(size), axis=0))
+        return self.op(
+            "Reshape", y, self.op("Concat", self.size(x, 0), self.number(total), length, self.number(size), axis=0)
+        )
 
     def _softmax(self, scores: str, how: str) -> str:
         if how == "fused":
