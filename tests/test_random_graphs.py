@@ -1,4 +1,4 @@
-"""Random transformers: whatever a graph is made of, the permutation, zero and half-cut oracles hold, and no width is lost."""
+"""Random transformers: whatever a graph is made of, the three oracles hold and no width is lost."""
 
 import os
 
@@ -56,7 +56,7 @@ def test_oracles_hold(recipe):
 
 
 def holds(report: Report) -> bool:
-    """Tell whether every check passed, give or take the rounding that random weights amplify: a mistake is far larger."""
+    """Tell whether all passed, give or take the rounding that random weights amplify: a mistake is far larger."""
     return all(check.figure is not None and check.figure < ROUNDING for check in report.failed)
 
 

@@ -1,4 +1,4 @@
-"""Mistakes that no shape betrays: each is judged by the smaller model itself, and each judge sees it when its rule is gone."""
+"""Mistakes that no shape betrays: the smaller model itself is the judge, and sees each when its rule is gone."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Grow small transformer-like graphs from a recipe: every way of writing attention, gates, norms and shapes that exporters use.
+"""Grow small transformer-like graphs from a recipe: attention, gates, norms and shapes in the ways exporters write them.
 
 A recipe says what the graph is made of, so that a failing one can be written down as a test; `grow` writes it with the
 operators themselves. Each width that is free to cut is noted, so that a rule which locks too much shows.
@@ -29,7 +29,7 @@ class Writing:
 @dataclass(frozen=True)
 class Attention:
     """projection: how queries, keys and values are made. position: how they learn of their place. mixing: what computes
-    the scores. repeat: how grouped keys meet their queries. mask: what is added. scale: what the scores are scaled by."""
+    the scores. repeat: how grouped keys meet their queries. mask: what is added. scale: what scales the scores."""
 
     projection: str = "separate"
     position: str = "none"
@@ -49,8 +49,8 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Block:
-    """placement: where the norms are. shared: the previous block once more, with its weights. branch: the FFN is in an If.
-    detour: what the stream goes through behind the block, and comes out of whole."""
+    """placement: where the norms are. shared: the previous block once more, with its weights. branch: whether the FFN
+    is in an If. detour: what the stream goes through behind the block, and comes out of whole."""
 
     attention: Attention | None = Attention()
     ffn: FeedForward = FeedForward()
@@ -164,6 +164,7 @@ def grow(recipe: Recipe) -> Grown:
     """
     writer = _Writer(recipe)
     x = writer.entry()
+    previous = Block()
     for number, block in enumerate(recipe.blocks):
         if block.shared and number:
             block = previous
@@ -637,7 +638,7 @@ class _Writer:
         return self.op("Mul", scaled, self.weight(name, size, middle=1.0, spread=0.5, free=[0]))
 
     def _angles(self, x: str, kind: str, size: int) -> tuple[str, str, int]:
-        """Return cosines and sines [S, R/2] (or [S, R]) of the positions, and how many entries of a head they rotate."""
+        """Return cosines and sines [S, R/2] or [S, R], and how many entries R of a head they rotate."""
         rotated = 2 * (size // 4) if kind == "partial" else size
         pairs = rotated // 2
         if kind == "frequencies":

@@ -3,8 +3,8 @@
     python tools/survey.py [--cache FILE] [--again] [PATTERN ...]     as in `gpt2:* *:legacy17 tf/*`
     python tools/survey.py --page                                     only write the page from what the cache holds
 
-Each row is a line of JSON in the cache, so that the survey goes on where it was stopped. A row is an architecture of the
-zoo by one exporter, or a checked-in export of another framework with that framework's own smaller models beside it.
+Each row is a line of JSON in the cache, so that the survey goes on where it was stopped. A row is an architecture of
+the zoo by one exporter, or a checked-in export of another framework with that framework's own smaller models beside it.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def _of_zoo(model: Model, analysis: Analysis, family: str, route: str) -> dict:
 
 
 def _cases(family: str, analysis: Analysis) -> Iterator[tuple[str, str, dict]]:
-    """Yield (label, kind, cut): all widths; each stack without its first, middle and last block; half blocks; all at once."""
+    """Yield (label, kind, cut): all widths; each stack without its first, middle and last block; half blocks; all."""
     widths = _widths(family)
     yield "all widths", "width", {"keep": widths}
     counts = {stack.prefix.rstrip("."): len(stack.blocks) for stack in analysis.stacks}
