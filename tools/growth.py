@@ -1,4 +1,4 @@
-"""Grow small transformer-like graphs from a recipe: attention, gates, norms and shapes in the ways exporters write them.
+"""Grow small transformer-like graphs from a recipe: attention, gates, norms and shapes as exporters write them.
 
 A recipe says what the graph is made of, so that a failing one can be written down as a test; `grow` writes it with the
 operators themselves. Each width that is free to cut is noted, so that a rule which locks too much shows.

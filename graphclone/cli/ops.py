@@ -1,7 +1,6 @@
 """`graphclone ops`: the operators whose axes are understood."""
 
 import inspect
-from collections import defaultdict
 from collections.abc import Callable
 
 import click
@@ -9,23 +8,36 @@ import click
 
 @click.command("ops")
 def command() -> None:
-    """List the operators whose axes are understood, with their signatures.
+    """List the operators that are understood: signature, whether PyTorch code is written, the opset they exist since.
 
     An operator that is not listed locks the axes it touches: nothing breaks, but they cannot be cut.
     """
     from graphclone.axes import load_rules
     from graphclone.axes.registry import RULES
     from graphclone.cli.terminal import out, plural, print_table, table
+    from graphclone.pytorch.registry import RULES as WRITTEN
 
     load_rules()
-    groups: dict[tuple, list[str]] = defaultdict(list)
-    for (domain, op), rule in RULES.items():
-        groups[domain, rule.signature].append(op)
-    grid = table(("operators", "text"), ("signature", "text"))
-    for (domain, signature), names in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]), item[1])):
-        grid.add_row(", ".join(f"{domain}.{name}" if domain else name for name in sorted(names)), _text(signature))
+    since = _first_opsets()
+    grid = table(("operator", "name"), ("opset", "number"), ("PyTorch", "text"), ("signature", "text"))
+    for domain, name in sorted(RULES):
+        shown = f"{domain}.{name}" if domain else name
+        opset = str(since.get((domain, name), "" if domain == "" else 1))
+        signature = _text(RULES[domain, name].signature)
+        grid.add_row(shown, opset, "yes" if (domain, name) in WRITTEN else "no", signature)
     print_table(grid)
     out().print(plural(len(RULES), "operator"))
+
+
+def _first_opsets() -> dict[tuple[str, str], int]:
+    """Return the first opset of every operator that the standard lists."""
+    import onnx
+
+    first: dict[tuple[str, str], int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        key = (schema.domain, schema.name)
+        first[key] = min(first.get(key, schema.since_version), schema.since_version)
+    return first
 
 
 def _text(signature: str | Callable) -> str:

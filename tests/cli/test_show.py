@@ -100,3 +100,10 @@ def test_lists(cli, command):
     ended = cli(command)
     assert ended.code == 0
     assert {"ops": "MatMul", "passes": "width"}[command] in ended.out
+
+
+def test_operators_say_since_when_and_whether_pytorch_has_them(cli):
+    lines = {words[0]: words[1:] for line in cli("ops").out.splitlines() if (words := line.split())}
+    assert lines["LayerNormalization"][:2] == ["17", "yes"]
+    assert lines["Shape"][:2] == ["1", "yes"]
+    assert lines["com.microsoft.FusedMatMul"][1] == "yes"
