@@ -272,9 +272,12 @@ class _Namer:
                 self._untied_head(axis)
 
     def _untied_head(self, vocab: Axis) -> None:
+        """Let the width of logits, a vector for each id, go with the vocabulary; a pooled output may have its size too."""
+        ids = [name for name, axis in self.typing.index_axes.items() if find(axis) is find(vocab)]
+        ranks = {len(self.typing.types[name]) for name in ids if self.typing.types.get(name)}
         for tensor in self.graph.outputs:
             axes = self.typing.types.get(tensor.name)
-            last = find(axes[-1]) if axes else None
+            last = find(axes[-1]) if axes and len(axes) - 1 in ranks else None
             if last is not None and last.kind == "atom" and last.size == vocab.size and id(last) not in self.taken:
                 self.found[axis_key(vocab), "vocab"].names.append(f"={id(last)}")
                 self.heads[id(last)] = last
