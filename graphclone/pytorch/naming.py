@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from graphclone.model import Model
 from graphclone.pytorch.program import Op, Program, Value
@@ -28,7 +28,8 @@ LEAVES = {
     ("SimplifiedLayerNormalization", 1): "weight",
     ("GroupNormalization", 1): "weight", ("GroupNormalization", 2): "bias",
     ("BatchNormalization", 1): "weight", ("BatchNormalization", 2): "bias", ("InstanceNormalization", 1): "weight",
-    ("InstanceNormalization", 2): "bias", ("Gather", 0): "weight", ("Transpose", 0): "weight",
+    ("InstanceNormalization", 2): "bias", ("Gather", 0): "weight", ("GatherND", 0): "weight",
+    ("Transpose", 0): "weight",
     ("Mul", 0): "weight", ("Mul", 1): "weight", ("Add", 0): "bias", ("Add", 1): "bias",
 }  # fmt: skip
 """What a module calls the tensor in this place."""
@@ -47,6 +48,13 @@ class Names:
     def kind(self, name: str) -> str | None:
         """Return PARAMETER, BUFFER or CONSTANT_TENSOR as the exporter says, or None."""
         return self.kinds.get(name)
+
+    def kind_when_indexed(self, value: Value, reading: Iterable[Op]) -> str | None:
+        """Return the kind of a tensor without a name that modules index, `self.weight[positions]`, or None."""
+        if not self.kinds or not self.lost(value.name):
+            return None
+        kinds = {self.kind(self.of(value, op)) for op in reading if op.type == "GatherND" and op[0] is value}
+        return kinds.pop() if len(kinds) == 1 else None
 
     def lost(self, name: str) -> bool:
         """Tell whether the exporter made the name up."""

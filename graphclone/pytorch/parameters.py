@@ -82,7 +82,7 @@ def numbers(program: Program, names: Names) -> None:
 
 def _may_be_table(value: Value, reading: list[Op], names: Names) -> bool:
     """Tell whether a tensor could be computed from sizes, as far as its name and readers tell."""
-    told = names.kind(value.name)
+    told = names.kind(value.name) or names.kind_when_indexed(value, reading)
     if told is not None:
         return told != "PARAMETER"
     if TABLE_NAMES.search(value.name):
@@ -131,7 +131,7 @@ def _trainable(value: Value, reading: list[Op], names: Names, users: dict[Value,
     """Decide, and say what makes it doubtful."""
     if not value.dtype.is_floating_point:
         return False, ""
-    told = names.kind(value.name)
+    told = names.kind(value.name) or names.kind_when_indexed(value, reading)
     if told is not None:
         return told == "PARAMETER", ""
     if TABLE_NAMES.search(value.name) or STATISTICS.search(value.name):
