@@ -8,12 +8,12 @@ Statistics of all dimensions and of all blocks and half blocks, as `graphclone c
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from pairs import compare, interval
 
 from graphclone.analysis import analyse
 from graphclone.calibration.data import Batch
@@ -24,7 +24,6 @@ from graphclone.model import load
 from graphclone.taps import all_taps, spans
 
 BATCH, TOKENS = 4, 128
-RESAMPLES = 10_000
 
 
 class Stream(torch.nn.Module):
@@ -49,24 +48,6 @@ def export(path: Path) -> None:
         model, example, dynamo=True, opset_version=18, input_names=names, dynamic_shapes=(sizes, sizes), verbose=False
     )
     program.save(str(path), external_data=True)
-
-
-def compare(plain, instrumented, pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the seconds of both, in alternating pairs; which of a pair goes first alternates as well."""
-    times = np.zeros((pairs, 2))
-    for pair in range(-2, pairs):
-        for which in (0, 1) if pair % 2 else (1, 0):
-            start = time.perf_counter()
-            (plain, instrumented)[which]()
-            times[max(pair, 0), which] = time.perf_counter() - start
-    return times[:, 0], times[:, 1]
-
-
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the median."""
-    draws = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
-    low, high = np.percentile(np.median(draws, axis=1), (2.5, 97.5))
-    return float(low), float(high)
 
 
 def main() -> None:
