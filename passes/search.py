@@ -172,13 +172,13 @@ class _Bench:
 
 
 def _judged_output(parent: Model, context: Context) -> tuple[str, bool]:
-    """Return the output that is compared, and whether its last axis is of logits: no width of a stream."""
+    """Return the output that is compared, and whether its last axis is of logits: what the vocabulary ranges over."""
     types = context.analysis.typing.types
-    streams = {id(find(axis)) for d in context.analysis.dimensions if d.role == "hidden" for axis in d.axes}
+    words = {id(find(axis)) for d in context.analysis.dimensions if d.role == "vocab" for axis in d.axes}
     for tensor in parent.outputs:
         axes = types.get(tensor.name)
         if axes and tensor.dtype is not None and np.dtype(tensor.dtype).kind == "f":
-            return tensor.name, id(find(axes[-1])) not in streams
+            return tensor.name, id(find(axes[-1])) in words
     raise CutError("this graph has no float output to compare")
 
 
