@@ -7,9 +7,9 @@
     python tools/bench_torch.py --model llama --device cuda --bf16
 
 Native: the Hugging Face class with sdpa attention, no dropout, random weights. Converted: its export (torch.onnx,
-dynamo, opset 18) through `graphclone.to_torch`. A step is forward, cross-entropy, backward and AdamW, on the same batch;
-both must start at the same loss. Time: the median ratio of at least 20 pairs, with its 95 % bootstrap interval. Peak
-memory: weights, gradients and AdamW's moments, and the most that PyTorch allocates on top of them during one step.
+dynamo, opset 18) through `graphclone.to_torch`. A step is forward, cross-entropy, backward and AdamW, on one batch for
+both; both must start at the same loss. Time: the median ratio of at least 20 pairs, with its 95 % bootstrap interval.
+Peak memory: weights, gradients and AdamW's moments, and the most that PyTorch allocates on top of them during one step.
 """
 
 import argparse
