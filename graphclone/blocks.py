@@ -178,7 +178,7 @@ class _Flow:
         self.reads: list[list[str]] = []
         self.gives: list[list[str]] = []
         for number, node in enumerate(typing.nodes):
-            if node.constrains and node.text:
+            if node.constrains and (node.text or node.op.type != "If"):
                 self._add_steps(number, node)
         self.order: dict[str, int] = {}
         self.consumers: dict[str, list[int]] = defaultdict(list)

@@ -312,9 +312,11 @@ class _Namer:
             passed = passed or any(t.name in ends for t in node.op.node.outputs)
 
     def _fixed_name(self, leaf: Axis, node: TypedNode, slot: int) -> str:
-        """Return a name for a locked width outside blocks: channels, kernel, positions, each numbered from the second on."""
+        """Return a name for a locked width that nothing else names: channels, kernel, unknown or positions, numbered."""
         if "of graph input" in leaf.lock:
             kind = "channels"
+        elif leaf.lock.startswith("no axis rule"):
+            kind = "unknown"
         elif node.op.type.startswith("Conv") and slot == 1:
             kind = "kernel"
         else:

@@ -60,6 +60,7 @@ class _Sweep:
         self.wrapped = WrappedIndices(self.origin)
         self.compared: dict[str, str] = {}  # graph input -> the node that computes with its values
         self.arithmetic: set[str] = set()  # tensors that are shape arithmetic
+        self.lost: dict[str, str] = {}  # tensors whose axes are unknown -> the node without a rule that they descend from
         self.opsets = {item.domain: item.version for item in model.graph.import_domains}
 
     def run(self) -> AxisTyping:
@@ -256,6 +257,7 @@ class _Sweep:
         if no_rule:
             self.result.unknown.append(where)
         reason = f"no axis rule for {where}" if no_rule else f"{where} has sizes that depend on data"
+        reason = next((self.lost[tensor.name] for tensor in op.node.inputs if tensor.name in self.lost), reason)
         inner = [t for graph in _subgraphs(op.node) for t in _used_tensors(graph)]
         for tensor in [*op.node.inputs, *inner]:
             for axis in self.result.types.get(tensor.name) or ():
@@ -268,6 +270,8 @@ class _Sweep:
             axes = None
             if tensor.name and tensor.shape is not None:
                 axes = [Axis(self._size(s, f"{tensor.name}.{i}"), lock=reason) for i, s in enumerate(tensor.shape)]
+            elif tensor.name and reason.startswith("no axis rule"):
+                self.lost[tensor.name] = reason
             self.result.types[tensor.name] = axes
         self.result.nodes.append(TypedNode(op, "", {}, [self.result.types[t.name] for t in op.node.outputs]))
 
