@@ -1,6 +1,6 @@
 """A graph as a trainable torch.nn.Module, and as readable source that imports torch alone."""
 
-from graphclone.pytorch import attention, contraction, elementwise, indexing, reduction, structure  # noqa: F401
+from graphclone.pytorch import attention, branches, contraction, elementwise, indexing, reduction, structure  # noqa: F401
 from graphclone.pytorch.code import Code
 from graphclone.pytorch.module import to_torch
 from graphclone.pytorch.program import Unsupported

@@ -217,5 +217,35 @@ def embed_layer_norm(op: Op) -> Code | tuple:
 
 
 @rule("GroupQueryAttention", domain="com.microsoft")
-def group_query_attention(op: Op) -> Code:
-    raise Unsupported("its in-place cache has no PyTorch counterpart; export without a cache")
+def group_query_attention(op: Op) -> Code | tuple:
+    """Attend causally with shared keys and values, and no past; rows of right padding hold nothing that counts.
+
+    The second and third output are what a cache would take over, (batch, kv heads, sequence, head_dim).
+    """
+    if op[3] is not None or op[4] is not None:
+        raise Unsupported("its in-place cache has no PyTorch counterpart; export without a cache")
+    if op[1] is None or op[2] is None:
+        raise Unsupported("packed queries, keys and values have no PyTorch counterpart")
+    if op[10] is not None or op[11] is not None or op.attribute("smooth_softmax", 0) == 1:
+        raise Unsupported("an attention bias, a sink and smooth_softmax have no PyTorch counterpart")
+    heads, kv_heads = int(op.attribute("num_heads")), int(op.attribute("kv_num_heads"))
+    length, size = op[0].dims[1], op[0].dims[-1] // heads
+    q, k, v = split_heads(op[0], heads), split_heads(op[1], kv_heads), split_heads(op[2], kv_heads)
+    if op.attribute("do_rotary", 0):
+        function = "rotary_pairs" if op.attribute("rotary_interleaved", 0) else "rotary_halves"
+        cut = "{}[{}]" if op[9] is not None else "{}[None, :{}]"
+        cos, sin = (Code(cut, table, op[9] if op[9] is not None else length) for table in (op[7], op[8]))
+        q, k = (Code(function + "({}, {}, {})", each, cos, sin) for each in (q, k))
+    window, softcap = int(op.attribute("local_window_size", -1)), float(op.attribute("softcap", 0.0))
+    mask = None
+    if window > 0 or softcap:
+        mask = Code("causal_mask({}, {}, {})", length, length, DEVICE)
+    if window > 0:
+        mask = Code("{}.triu({})", mask, 1 - window)
+    scale = op.attribute("scale") or None
+    if softcap:
+        result = Code("capped_attention({}, {}, {}, {}, {}, {})", q, k, v, mask, scale or size**-0.5, softcap)
+    else:
+        result = attend(q, k, v, mask, causal=mask is None, scale=scale, grouped=heads != kv_heads, size=size)
+    result = Code("{}.transpose(1, 2).flatten(2)", result)
+    return (result, k, v) if any(output is not None for output in op.outputs[1:]) else result

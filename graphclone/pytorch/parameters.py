@@ -186,7 +186,8 @@ def _reaches_activations(value: Value, users: dict[Value, list[Op]]) -> bool:
 
 
 def _is_table_slot(op: Op, value: Value) -> bool:
-    return op.type == "RotaryEmbedding" and any(each is value for each in op.inputs[1:])
+    first = {"RotaryEmbedding": 1, "GroupQueryAttention": 7}.get(op.type)
+    return first is not None and any(each is value for each in op.inputs[first : first + 3])
 
 
 WEIGHT_SLOTS = {

@@ -1,6 +1,7 @@
 """Operator rules: onnxruntime judges each row's outputs, gradcheck its gradients."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -8,11 +9,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+import graphclone
 from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.pytorch import Code, rule, to_torch
 from graphclone.pytorch.registry import RULES
 
+OPTIMUM = Path(__file__).resolve().parent.parent / "fixtures" / "optimum"
 random = np.random.default_rng(0)
 
 
@@ -28,6 +31,10 @@ X, ROW, POSITIVE = f(3, 5, 7), f(7), f(3, 5, 7, low=0.3)
 MASK = random.uniform(size=(3, 5, 7)) < 0.5
 IMAGE = f(2, 6, 9, 8)
 Q, K, V = f(2, 6, 5, 8), f(2, 3, 7, 8), f(2, 3, 7, 4)
+GROUPED = [f(2, 5, 64), f(2, 5, 32), f(2, 5, 32)]  # 4 heads of 16 over 2
+GROUPS = {"num_heads": 4, "kv_num_heads": 2}
+LENGTHS = [None, None, np.array([4, 4], np.int32), np.int32(5)]  # no past; each sample's last position, and the total
+ANGLES = f(9, 8)
 IDS = np.array([[1, 0, 3], [2, 2, 4]], np.int64)
 
 # (operator, inputs that are activations, inputs that are constants, attributes, opset, number of outputs)
@@ -140,6 +147,14 @@ ROWS = [
     ("com.microsoft.Attention", [f(2, 5, 12), f(12, 36), f(36)], [], {"num_heads": 3}, 18, 1),
     ("com.microsoft.Attention", [f(2, 5, 12), f(12, 36), f(36)], [], {"num_heads": 3, "unidirectional": 1}, 18, 1),
     ("com.microsoft.MultiHeadAttention", [f(2, 5, 12), f(2, 7, 12), f(2, 7, 12), f(36)], [], {"num_heads": 3}, 18, 1),
+    *[("com.microsoft.GroupQueryAttention", GROUPED, constants, GROUPS | more, 18, 3)
+        for constants, more in (
+            (LENGTHS, {}),
+            (LENGTHS, {"local_window_size": 2, "scale": 0.2}),
+            (LENGTHS, {"softcap": 3.0}),
+            ([*LENGTHS, np.cos(ANGLES), np.sin(ANGLES)], {"do_rotary": 1}),
+            ([*LENGTHS, np.cos(ANGLES), np.sin(ANGLES)], {"do_rotary": 1, "rotary_interleaved": 1}),
+        )],
 ]  # fmt: skip
 
 
@@ -155,14 +170,15 @@ def build(row) -> tuple[Model, bytes]:
         )
         for n, each in enumerate(inputs)
     ]
-    names = [f"x{n}" for n in range(len(inputs))] + [f"c{n}" for n in range(len(constants))]
+    names = [f"x{n}" for n in range(len(inputs))]
+    names += ["" if each is None else f"c{n}" for n, each in enumerate(constants)]
     outputs = [f"y{n}" for n in range(count)]
     graph = helper.make_graph(
         [helper.make_node(kind, names, outputs, name="node", domain=domain, **attributes)],
         "row",
         given,
         [helper.make_empty_tensor_value_info(output) for output in outputs],
-        [numpy_helper.from_array(np.asarray(each), f"c{n}") for n, each in enumerate(constants)],
+        [numpy_helper.from_array(np.asarray(each), f"c{n}") for n, each in enumerate(constants) if each is not None],
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -221,6 +237,20 @@ def test_one_error_lists_all_operators_without_a_rule():
     message = str(caught.value)
     assert message.startswith("no PyTorch rule for 2 operators: ")
     assert "Det (1 nodes" in message and "my.ops.Twist (2 nodes" in message and "graphclone.pytorch.rule" in message
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_a_merged_decoder_is_told_from_the_files_beside_it(family):
+    merged = graphclone.load(OPTIMUM / family / "decoder_model_merged.onnx")
+    with pytest.raises(InputError, match=r"If node 'optimum::if'.*'use_cache_branch'.*decoder_model\.onnx"):
+        to_torch(merged)
+
+
+def test_a_cache_of_grouped_queries_is_an_error():
+    past = f(2, 2, 3, 16)
+    row = ("com.microsoft.GroupQueryAttention", [*GROUPED, past, past], LENGTHS[2:], GROUPS, 18, 3)
+    with pytest.raises(InputError, match="cache has no PyTorch counterpart; export without a cache"):
+        to_torch(build(row)[0])
 
 
 def test_a_user_registers_an_operator():
