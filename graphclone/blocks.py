@@ -144,7 +144,7 @@ def _side_by_side(flow: "_Flow", half: Half) -> tuple[Half, ...]:
     while waiting:
         name = waiting.pop()
         step = flow.order.get(name)
-        if step not in inside or flow.nodes[step].op.type != "Add" or len(flow.inputs_of(step)) != 2:
+        if step not in inside or not _is_sum(flow, step, inside):
             continue
         first, second = flow.inputs_of(step)
         for branch, other in ((first, second), (second, first)):
@@ -152,6 +152,8 @@ def _side_by_side(flow: "_Flow", half: Half) -> tuple[Half, ...]:
             if producer in inside and _is_sum(flow, producer, inside):
                 waiting.append(branch)
             elif branch not in clean:
+                if flow.nodes[step].op.type != "Add":  # its norm reads the sum without giving it a name
+                    return ()
                 nodes = tuple(sorted(flow.between(half.entry, branch)))
                 mixes = attention_nodes(flow.nodes, flow.contractions, nodes)
                 found.append(Half("attention" if mixes else "ffn", other, name, nodes))
@@ -161,7 +163,9 @@ def _side_by_side(flow: "_Flow", half: Half) -> tuple[Half, ...]:
 
 def _is_sum(flow: "_Flow", step: int, inside: set[int]) -> bool:
     """Tell whether a step adds two activations: a place where branches join, no bias."""
-    return flow.nodes[step].op.type == "Add" and len(flow.inputs_of(step)) == 2
+    node = flow.nodes[step].op
+    adds = node.type == "Add" or is_fused_sum(node.node) and flow.outputs_of(step) == [node.node.outputs[3].name]
+    return adds and len(flow.inputs_of(step)) == 2
 
 
 class _Flow:
