@@ -41,6 +41,20 @@ class Metric:
         return scores
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """Scores that decided what stays, for whoever asks why.
+
+    name: of the dimension, or of a stack's blocks as `encoder.blocks`. metric: as `mean_abs`. scores: of shape [size].
+    kept: the indices that stay.
+    """
+
+    name: str
+    metric: str
+    scores: np.ndarray
+    kept: np.ndarray
+
+
 METRICS: dict[str, Metric] = {}
 
 

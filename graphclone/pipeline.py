@@ -17,6 +17,7 @@ import numpy as np
 from graphclone.analysis import Analysis, analyse
 from graphclone.calibration.statistics import Statistics
 from graphclone.errors import CutError, InputError
+from graphclone.importance import Ranking
 from graphclone.model import Model
 from graphclone.plan import Plan
 from graphclone.surgery import apply
@@ -30,8 +31,8 @@ class Context:
     """What a pass may ask for beside the parent, the plan and the statistics.
 
     analysis: of the parent. seed: for random choices. notes: lines a pass tells the user. data: samples, where a pass
-    measures by itself. progress: whether it shows bars. bases: {key of an axis: [d, d'] matrix} where a pass changed the
-    basis of an axis instead of picking indices.
+    measures by itself. progress: whether it shows bars. bases: {key of an axis: [d, d'] matrix} where a pass changed
+    the basis of an axis instead of picking indices. rankings: the scores by which passes chose what stays.
     """
 
     parent: Model
@@ -41,6 +42,7 @@ class Context:
     data: object = None
     progress: bool = False
     bases: dict[tuple, np.ndarray] = field(default_factory=dict)
+    rankings: list[Ranking] = field(default_factory=list)
 
     @cached_property
     def readings(self) -> dict[str, tuple[Reading, ...]]:
@@ -103,11 +105,12 @@ def find_pass(name: str) -> type:
 
 @dataclass(frozen=True)
 class Result:
-    """What a pipeline decided: the plan, the child, and what the passes told."""
+    """What a pipeline decided: the plan, the child, what the passes told, and the scores they chose by."""
 
     plan: Plan
     child: Model
     notes: tuple[str, ...]
+    rankings: tuple[Ranking, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ class Pipeline:
         plan = self.plan(parent, stats, context)
         child = apply(parent, plan, context.analysis, native_constants)
         child.metadata["graphclone.pipeline"] = self.text()
-        return Result(plan, child, tuple(context.notes))
+        return Result(plan, child, tuple(context.notes), tuple(context.rankings))
 
 
 def make_pass(name: str, options: Mapping[str, object]) -> Pass:

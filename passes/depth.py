@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from graphclone.blocks import Stack
 from graphclone.calibration.statistics import Statistics
 from graphclone.errors import CutError, InputError
-from graphclone.importance import BLOCK_RULES, choose_blocks
+from graphclone.importance import BLOCK_RULES, Ranking, choose_blocks
 from graphclone.model import Model
 from graphclone.pipeline import Context
 from graphclone.plan import Plan
@@ -80,4 +82,7 @@ class Depth:
             known = {span.name: span for span in spans(context.analysis)}
             chosen = [known[f"{stack.prefix}blocks.{block.index}"] for block in stack.blocks]
             scores = [stats.ratio(s) if self.by == "relative_magnitude" else 1 - stats.cosine(s) for s in chosen]
-        return tuple(choose_blocks(self.by, total, count, scores))
+        kept = tuple(choose_blocks(self.by, total, count, scores))
+        if scores is not None:
+            context.rankings.append(Ranking(f"{stack.prefix}blocks", self.by, np.asarray(scores), np.asarray(kept)))
+        return kept

@@ -11,7 +11,7 @@ from graphclone.calibration.statistics import Statistics
 from graphclone.calibration.taps import Moment
 from graphclone.dimensions import Dimension, axis_key
 from graphclone.errors import CutError, InputError
-from graphclone.importance import METRICS, select
+from graphclone.importance import METRICS, Ranking, select
 from graphclone.model import Model
 from graphclone.pipeline import Context
 from graphclone.plan import Cut, Plan
@@ -184,7 +184,10 @@ class _Ranker:
         if self.metric == "obs" and (reading := self._one_reader(dimension)) is not None:
             return self._together(reading, leaf, count)
         scores = None if self.metric in UNMEASURED else self._scores(dimension, leaf)
-        return np.asarray(select(self.metric, leaf.size[0], count, scores=scores, seed=self._seed(dimension)))
+        kept = np.asarray(select(self.metric, leaf.size[0], count, scores=scores, seed=self._seed(dimension)))
+        if scores is not None:
+            self.context.rankings.append(Ranking(dimension.name, self.metric, scores, kept))
+        return kept
 
     def _seed(self, dimension: Dimension) -> int:
         return self.context.seed * 1_000_003 + sum(map(ord, dimension.name))

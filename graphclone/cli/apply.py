@@ -11,11 +11,18 @@ from graphclone.cli import options
 @click.argument("plan_path", metavar="PLAN", type=options.FILE)
 @options.model
 @options.output("OUT", "The child (.onnx).")
+@options.report
 @options.native_constants
 @options.no_verify
 @options.no_retie
 def command(
-    plan_path: Path, model: Path, output: Path, native_constants: bool, no_verify: bool, no_retie: bool
+    plan_path: Path,
+    model: Path,
+    output: Path,
+    page: Path | None,
+    native_constants: bool,
+    no_verify: bool,
+    no_retie: bool,
 ) -> None:
     """Apply PLAN to MODEL: cut what it names, nothing else.
 
@@ -29,11 +36,11 @@ def command(
     from graphclone.plan import Plan
     from graphclone.surgery import apply
 
-    check_outputs(output)
+    check_outputs(output, page)
     plan = Plan.load(plan_path)
     parent = load(model, retie=not no_retie)
     analysis = analyse(parent)
     if plan.parent and plan.parent != parent.fingerprint:
         plan = fitted(plan, analysis, plan_path, model)
     child = apply(parent, plan, analysis, native_constants)
-    finish(parent, child, plan, analysis, output, check=not no_verify, must_run=False)
+    finish(parent, child, plan, analysis, output, check=not no_verify, must_run=False, page=page)

@@ -14,6 +14,7 @@ from graphclone.cli.terminal import out
 from graphclone.importance import BLOCK_RULES, METRICS, Metric
 from graphclone.model import Model
 from graphclone.pipeline import Context, Pipeline
+from graphclone.report import Origin, write_report
 from graphclone.subclone import RECIPES, recipe_text
 
 
@@ -24,6 +25,12 @@ class Samples:
     data: Path | None = None
     stats: Path | None = None
     choices: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def flag(self) -> tuple[str, ...]:
+        """How a command line names them, without the folder."""
+        given = {"--data": self.data, "--stats": self.stats}
+        return next(((flag, path.name) for flag, path in given.items() if path is not None), ())
 
     def read(self, parent: Model, analysis: Analysis) -> Statistics | None:
         """Return statistics of the parent, or None where neither is given."""
@@ -43,7 +50,7 @@ class Samples:
 class Job:
     """A parent, samples, and what to do with the child.
 
-    verified: whether the child is checked. native_constants: as in `surgery.apply`.
+    verified: whether the child is checked. native_constants: as in `surgery.apply`. page: the HTML report.
     """
 
     parent: Model
@@ -54,6 +61,7 @@ class Job:
     verified: bool = True
     dry_run: bool = False
     native_constants: bool = False
+    page: Path | None = None
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -79,7 +87,7 @@ class Job:
     def run(self, pipeline: str) -> None:
         """Measure, decide, cut, verify and write."""
         steps = Pipeline.parse(pipeline)
-        check_outputs(None if self.dry_run else self.output, self.plan_out)
+        check_outputs(None if self.dry_run else self.output, self.plan_out, self.page)
         stats = self.samples.read(self.parent, self.analysis)
         result = steps.run(
             self.parent,
@@ -89,6 +97,7 @@ class Job:
             analysis=self.analysis,
             native_constants=self.native_constants,
         )
+        origin = Origin(result.rankings, result.notes, self.seed, stats, steps.text(), self.samples.flag)
         for note in result.notes:
             out().print(f"note      {note}", soft_wrap=True)
         if not self.dry_run:
@@ -101,12 +110,17 @@ class Job:
                 data=self.samples.data,
                 check=self.verified,
                 plan_out=self.plan_out,
+                page=self.page,
+                origin=origin,
             )
             return
         print_difference(self.parent, result.child, result.plan, self.analysis)
         if self.plan_out is not None:
             result.plan.save(self.plan_out)
             out().print(f"plan      {self.plan_out}", soft_wrap=True)
+        if self.page is not None:
+            write_report(self.page, self.parent, result.child, result.plan, self.analysis, origin)
+            out().print(f"report    {self.page}", soft_wrap=True)
         out().print("dry run: no model was written")
 
 

@@ -27,6 +27,9 @@ native_constants = click.option(
     is_flag=True,
     help="Fold scales that depend on a size into weights, so that the framework's own smaller class fits.",
 )
+report = click.option(
+    "--report", "page", metavar="PAGE", type=FILE, help="Write an HTML page: what was kept, why, and the checks."
+)
 no_verify = click.option("--no-verify", is_flag=True, help="Write the result without checking it.")
 no_retie = click.option("--no-retie", is_flag=True, help="Do not treat equal matrices as tied.")
 

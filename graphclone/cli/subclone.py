@@ -29,6 +29,7 @@ TARGETS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "layers", "blocks")
 @options.native_constants
 @click.option("--keep-heads", is_flag=True, help="Leave widths outside the blocks that equal hidden as they are.")
 @click.option("--plan-out", metavar="PLAN", type=options.FILE, help="Write the decisions to a plan file too.")
+@options.report
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="For --by random.")
 @click.option("--dry-run", is_flag=True, help="Print what would be kept; write no model.")
 @options.no_verify
@@ -43,6 +44,7 @@ def command(
     data: Path | None,
     stats: Path | None,
     plan_out: Path | None,
+    page: Path | None,
     seed: int,
     dry_run: bool,
     no_verify: bool,
@@ -76,8 +78,7 @@ def command(
     from graphclone.subclone import recipe_text
 
     samples = Samples(data, stats, {"provider": provider, "batches": batches, "batch_size": batch_size, "mask": mask})
-    job = Job(
-        load(model, retie=not no_retie), samples, seed, output, plan_out, not no_verify, dry_run, native_constants
-    )
+    parent = load(model, retie=not no_retie)
+    job = Job(parent, samples, seed, output, plan_out, not no_verify, dry_run, native_constants, page)
     job.check(targets)
     job.run(recipe_text(**targets))
