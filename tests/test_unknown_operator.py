@@ -31,7 +31,7 @@ LOCKED = "no axis rule for my.ops.MyScale node"
 
 
 def text(declared: str = ", float[B, S, 14] t1") -> str:
-    """Return three blocks of which the second has an operator of a domain of its own; `declared`: its output's shape."""
+    """Return three blocks, the second with an operator of its own domain; `declared`: the shape of its output."""
     tensors = ("x", "x1", "x2", "y")
     blocks = "".join(
         BLOCK.format(n=n, x=tensors[n], y=tensors[n + 1], act=(UNKNOWN if n == 1 else KNOWN).format(n=n))

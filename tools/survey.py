@@ -23,9 +23,10 @@ from zoo.export import BATCH_OF_ONE, FAILURES, ROUTES
 from zoo.export import cache as exports
 
 from graphclone.analysis import Analysis, analyse
-from graphclone.errors import GraphcloneError
+from graphclone.dimensions import Dimension
+from graphclone.errors import CutError, GraphcloneError
 from graphclone.model import Model, load
-from graphclone.plan import Plan
+from graphclone.plan import Plan, match
 from graphclone.surgery import apply
 from graphclone.verify import verify
 from graphclone.verify.running import difference, run
@@ -73,8 +74,7 @@ def _judged(row: str) -> dict:
     figures = [check.figure for check in report.checks if check.figure is not None]
     found["verify"] = {"ok": report.ok, "worst": max(figures, default=0.0), "failed": [str(c) for c in report.failed]}
     if route:
-        known = {name for dimension in analysis.dimensions for name in dimension.names}
-        found["missing"] = [name for name in zoo.dimensions(family) if "*" not in name and name not in known]
+        found["missing"] = [name for name in zoo.dimensions(family) if not _meant(name, family, analysis)]
         found |= _of_zoo(model, analysis, family, route)
     elif (FIXTURES / f"{row}.npz").exists():
         found |= _of_fixture(model, analysis, row)
@@ -105,7 +105,8 @@ def _of_zoo(model: Model, analysis: Analysis, family: str, route: str) -> dict:
         model, analysis, feeds, [(*case, functools.partial(wanted, family, batch, *case)) for case in cases]
     )
     if max(figure for label, figure in worst.items() if "width" in label) > TOLERANCE:
-        singles = [(name, "width", {"keep": {name: kept}}) for name, kept in _widths(family).items()]
+        widths = _widths(family, analysis)
+        singles = [(name, "width", {"keep": {name: kept}}) for name, kept in widths.items()]
         singles = [(*case, functools.partial(wanted, family, batch, *case)) for case in singles]
         worst |= _figures(model, analysis, feeds, singles)
     return _summary(worst, {label: kind for label, kind, _ in cases})
@@ -113,7 +114,7 @@ def _of_zoo(model: Model, analysis: Analysis, family: str, route: str) -> dict:
 
 def _cases(family: str, analysis: Analysis) -> Iterator[tuple[str, str, dict]]:
     """Yield (label, kind, cut): all widths; each stack without its first, middle and last block; half blocks; all."""
-    widths = _widths(family)
+    widths = _widths(family, analysis)
     yield "all widths", "width", {"keep": widths}
     counts = {stack.prefix.rstrip("."): len(stack.blocks) for stack in analysis.stacks}
     for stack, count in counts.items():
@@ -127,10 +128,27 @@ def _cases(family: str, analysis: Analysis) -> Iterator[tuple[str, str, dict]]:
     yield "all widths, fewer blocks", "width", {"keep": widths, "blocks": {s: b for s, b in blocks.items() if b}}
 
 
-def _widths(family: str) -> dict[str, list[int]]:
+def _meant(name: str, family: str, analysis: Analysis) -> list[Dimension]:
+    """Return the dimensions that a name of the framework means here; reordered nodes number heads otherwise."""
+    kind, _, number = name.rpartition("_")
+    sizes = {other: size for other, size in zoo.dimensions(family).items() if other.rpartition("_")[0] == kind}
+    if kind in ("head", "stem") and number.isdigit():
+        found = {other: analysis.dimension(other) for other in sizes}
+        if any(found[other] is None or found[other].size != size for other, size in sizes.items()):
+            return []
+    blocks = {stack.prefix: tuple(block.index for block in stack.blocks) for stack in analysis.stacks}
+    try:
+        return match(name, analysis, blocks)
+    except CutError:
+        return []
+
+
+def _widths(family: str, analysis: Analysis) -> dict[str, list[int]]:
+    """Return two thirds of the indices of every width but the vocabulary; the page lists what is left out."""
     found = {}
     for name, size in zoo.dimensions(family).items():
-        if size > 1 and not name.endswith("vocab"):
+        meant = _meant(name, family, analysis)
+        if size > 1 and not name.endswith("vocab") and meant and not any(dimension.locked for dimension in meant):
             least = 2 if name.endswith("experts") else 1
             found[name] = [int(i) for i in zoo.choose(family, name, max(least, int(size * SHARE)))]
     return found
