@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -231,7 +232,9 @@ def start():
     def run(*arguments: object, code: str | None = None) -> subprocess.Popen:
         command = [sys.executable, *(["-c", code] if code else ["-m", "graphclone"]), *map(str, arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_hear_signals
+        )
         processes.append(process)
         return process
 
@@ -249,3 +252,8 @@ def saved(proto: onnx.ModelProto, path: Path, **options) -> Path:
 def files(folder: Path) -> dict[str, bytes]:
     """Return every file under a folder and its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _hear_signals() -> None:
+    """Let the child hear Ctrl-C: a test run in the background of a script is started with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
