@@ -17,7 +17,7 @@ SIGNATURE_LINE = re.compile(
     r"^(?P<key>\w+): (?P<kind>PARAMETER|BUFFER|CONSTANT_TENSOR) target='(?P<target>[^']+)'", re.MULTILINE
 )
 FX_TARGET = re.compile(
-    r"target=torch\.ops\.aten\.(linear|addmm|mm|bmm|matmul|embedding|conv\w*|convolution|layer_norm|native_layer_norm)\."
+    r"target=torch\.ops\.aten\.(linear|addmm|mm|bmm|matmul|embedding|index|conv\w*|convolution|layer_norm|native_layer_norm)\."
 )
 FX_ARGUMENT = re.compile(r"%([pbc]_\w+)")
 

@@ -17,7 +17,7 @@ from graphclone.pytorch import to_torch
 
 FAMILIES = ("gpt2", "llama", "bert", "vit")
 CASES = [(family, route) for family in FAMILIES for route in ("dynamo18", "dynamo23", "legacy17")]
-CASES += [("t5", "dynamo18"), ("whisper", "dynamo18")]
+CASES += [("t5", "dynamo18"), ("whisper", "dynamo18"), ("mixtral", "dynamo18")]
 
 
 @functools.cache
