@@ -81,7 +81,9 @@ def write_report(
 def render(parent: Model, child: Model, plan: Plan, analysis: Analysis, origin: Origin, checks: Report | None) -> str:
     """Return the page's text."""
     cut = resolve(plan, analysis)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_visible, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"short": _short, "figure": _figure, "bytes": _bytes}
     template = environment.from_string(files("graphclone").joinpath("report.html").read_text(encoding="utf-8"))
     return template.render(
@@ -294,9 +296,16 @@ def _weight_bytes(model: Model) -> int:
     return sum(weight.nbytes for weight in model.weights.values())
 
 
+def _visible(value: object) -> object:
+    """Return text with escapes for what cannot be printed: line breaks, and marks that turn its direction."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+
+
 def _short(name: object) -> str:
-    """Return a name that fits a line: what cannot be printed becomes visible, the middle of a long one is left out."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+    """Return a name that fits a line, the middle of a long one left out."""
+    text = str(name)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 20]} … {text[-16:]}"
 
 
