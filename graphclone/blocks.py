@@ -6,7 +6,6 @@ residual connection) and another with one (the branch). Masks, tables and encode
 construction: they do not descend from the embedding.
 """
 
-import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +13,12 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Axis, find, free_leaves, is_static, is_unit, leaves
-from graphclone.axes.contractions import CONTRACTING, Contraction, contraction_of
-from graphclone.axes.notation import parse
-from graphclone.axes.typed import AxisTyping, TypedNode
+from graphclone.axes.contractions import CONTRACTING
+from graphclone.axes.typed import AxisTyping
+from graphclone.flow import ATTENTION_OPS, Flow, attention_nodes, is_fused_sum
 from graphclone.graphs import walk
 
-PRIME = (1 << 61) - 1
 MOST_SINKS = 4
-RENAMING = {"Identity", "Cast"}
-ATTENTION_OPS = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ def find_stacks(graph: gs.Graph, typing: AxisTyping) -> tuple[Stack, ...]:
     Example:
         [len(stack.blocks) for stack in find_stacks(model.graph, type_axes(model))]
     """
-    flow = _Flow(graph, typing)
+    flow = Flow(graph, typing)
     candidates = []
     for root in flow.roots:
         candidates += [(root, run) for run in _runs(_all_halves(flow, root))]
@@ -117,7 +113,7 @@ def _merge_branches(found: list, branches: dict[str, tuple[int, int]]) -> list:
     return merged
 
 
-def _numbered(blocks: Sequence[Block], flow: "_Flow") -> tuple[Block, ...]:
+def _numbered(blocks: Sequence[Block], flow: Flow) -> tuple[Block, ...]:
     """Count blocks through, and let their halves speak of nodes instead of steps."""
 
     def of_nodes(half: Half) -> Half:
@@ -131,7 +127,7 @@ def _numbered(blocks: Sequence[Block], flow: "_Flow") -> tuple[Block, ...]:
     return tuple(numbered)
 
 
-def _side_by_side(flow: "_Flow", half: Half) -> tuple[Half, ...]:
+def _side_by_side(flow: Flow, half: Half) -> tuple[Half, ...]:
     """Return attention and feed-forward of a half block that runs both on the same input (GPT-J, GPT-NeoX, Falcon)."""
     if half.kind != "attention":
         return ()
@@ -161,174 +157,14 @@ def _side_by_side(flow: "_Flow", half: Half) -> tuple[Half, ...]:
     return tuple(found) if [branch.kind for branch in found] == ["attention", "ffn"] else ()
 
 
-def _is_sum(flow: "_Flow", step: int, inside: set[int]) -> bool:
+def _is_sum(flow: Flow, step: int, inside: set[int]) -> bool:
     """Tell whether a step adds two activations: a place where branches join, no bias."""
     node = flow.nodes[step].op
-    adds = node.type == "Add" or is_fused_sum(node.node) and flow.outputs_of(step) == [node.node.outputs[3].name]
+    adds = node.type == "Add" or (is_fused_sum(node.node) and flow.outputs_of(step) == [node.node.outputs[3].name])
     return adds and len(flow.inputs_of(step)) == 2
 
 
-class _Flow:
-    """The data flow among typed nodes: what each step reads and gives, and what descends from which root.
-
-    A step is a node, but for one that adds and normalises at once (SkipLayerNormalization): that is two, so that the
-    sum it gives on is a point of the stream.
-    """
-
-    def __init__(self, graph: gs.Graph, typing: AxisTyping):
-        self.typing = typing
-        self.nodes: list[TypedNode] = []
-        self.number: list[int] = []  # of each step's node among all nodes
-        self.reads: list[list[str]] = []
-        self.gives: list[list[str]] = []
-        for number, node in enumerate(typing.nodes):
-            if node.constrains and (node.text or node.op.type != "If"):
-                self._add_steps(number, node)
-        self.order: dict[str, int] = {}
-        self.consumers: dict[str, list[int]] = defaultdict(list)
-        for i, names in enumerate(self.gives):
-            self.order.update((name, i) for name in names)
-        for i, names in enumerate(self.reads):
-            for name in names:
-                self.consumers[name].append(i)
-        self.outputs = [t.name for scope in walk(graph) for t in scope.outputs]
-        self.contractions = [contraction_of(node) for node in self.nodes]
-        self.attention = attention_nodes(self.nodes, self.contractions, range(len(self.nodes)))
-        self.images = {t.name for t in graph.inputs if t.shape is not None and len(t.shape) == 4}
-        self.roots, self.raw_of = self._find_roots(graph)
-
-    def _add_steps(self, number: int, node: TypedNode) -> None:
-        reads = [t.name for t in node.op.node.inputs if not isinstance(t, gs.Constant) and not t.is_empty()]
-        gives = [t.name for t in node.op.node.outputs if t.name]
-        steps = [(list(dict.fromkeys(reads)), gives)]
-        if is_fused_sum(node.op.node):
-            total = node.op.node.outputs[3].name
-            steps = [(steps[0][0], [total]), ([total], [name for name in gives if name != total])]
-        for inputs, outputs in steps:
-            self.nodes.append(node)
-            self.number.append(number)
-            self.reads.append(inputs)
-            self.gives.append(outputs)
-
-    def outputs_of(self, index: int) -> list[str]:
-        return self.gives[index]
-
-    def inputs_of(self, index: int) -> list[str]:
-        return self.reads[index]
-
-    def _find_roots(self, graph: gs.Graph) -> tuple[list[str], dict[str, set[str]]]:
-        """Return the first tensors that mix data with a matrix, and float inputs that carry a free width."""
-        roots: list[str] = []
-        raw: dict[str, set[str]] = {t.name: {t.name} for t in graph.inputs}
-        rooted: set[str] = set()
-        for tensor in graph.inputs:
-            axes = self.typing.types.get(tensor.name)
-            if axes and len(axes) == 3 and is_static(axes[2]) and axes[2].lock is None:
-                roots.append(tensor.name)
-                rooted.add(tensor.name)
-        for i, node in enumerate(self.nodes):
-            names = self.inputs_of(i)
-            sources = set().union(*(raw.get(name, set()) for name in names)) if names else set()
-            if not sources:
-                continue
-            descends = any(name in rooted for name in names)
-            for name in self.outputs_of(i):
-                raw[name] = sources
-                if descends:
-                    rooted.add(name)
-                elif _has_matrix(node):
-                    roots.append(name)
-                    rooted.add(name)
-        return roots, raw
-
-    def descendants(self, start: str, stop: str | None = None) -> set[str]:
-        """Return the tensors that descend from one, itself included; `stop` is reached but not passed."""
-        seen, waiting = {start}, [start]
-        while waiting:
-            name = waiting.pop()
-            if name == stop:
-                continue
-            for i in self.consumers[name]:
-                for output in self.outputs_of(i):
-                    if output not in seen:
-                        seen.add(output)
-                        waiting.append(output)
-        return seen
-
-    def last_output(self, root: str) -> str | None:
-        """Return the last graph output that descends from a root."""
-        below = self.descendants(root)
-        sinks = [name for name in self.outputs if name in below and name in self.order]
-        return max(sinks, key=lambda name: self.order[name], default=None)
-
-    def articulation(self, root: str, sink: str) -> list[str]:
-        """Return the tensors every path from a root to a sink crosses, in order."""
-        below = self.descendants(root)
-        dice = random.Random(0)
-        weight = {i: dice.randrange(1, PRIME) for i in range(len(self.nodes))}
-        nodes = sorted({self.order[name] for name in below if name in self.order})
-        forward, backward = {root: 1}, {sink: 1}
-        for i in nodes:
-            inflow = sum(forward.get(name, 0) for name in self.inputs_of(i)) * weight[i] % PRIME
-            for name in self.outputs_of(i):
-                if name != root:
-                    forward[name] = inflow
-        for i in reversed(nodes):
-            outflow = sum(backward.get(name, 0) for name in self.outputs_of(i)) * weight[i] % PRIME
-            if outflow:
-                for name in self.inputs_of(i):
-                    if name in below:
-                        backward[name] = (backward.get(name, 0) + outflow) % PRIME
-        whole = forward[sink]
-        crossed = [n for n in below if forward.get(n, 0) * backward.get(n, 0) % PRIME == whole]
-        return sorted(crossed, key=lambda name: self.order.get(name, -1))
-
-    def stream_type(self, name: str) -> tuple | None:
-        """Return what points of one stream share: the rank and the static axes."""
-        axes = self.typing.types.get(name)
-        if not axes or len(axes) < 2:
-            return None
-        static = [find(axis) for axis in axes if is_static(axis) and not is_unit(axis)]
-        return (len(axes), tuple(id(a) if free_leaves(a) else a.size[0] for a in static)) if static else None
-
-    def is_renamed(self, name: str) -> bool:
-        """Tell whether a tensor is another one under a new name, or of another type."""
-        return name in self.order and self.nodes[self.order[name]].op.type in RENAMING
-
-    def between(self, entry: str, exit: str) -> tuple[int, ...]:
-        """Return the nodes on paths from one tensor to another."""
-        below = self.descendants(entry, exit)
-        return tuple(sorted(self._above(exit, below, entry)))
-
-    def _above(self, exit: str, within: set[str], stop: str) -> set[int]:
-        seen: set[int] = set()
-        waiting = [exit]
-        while waiting:
-            name = waiting.pop()
-            if name == stop or name not in within:
-                continue
-            i = self.order[name]
-            if i not in seen:
-                seen.add(i)
-                waiting.extend(self.inputs_of(i))
-        return seen
-
-
-def is_fused_sum(node: gs.Node) -> bool:
-    """Tell whether a node adds to the stream, gives the sum on and normalises it, all at once."""
-    fused = node.op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
-    return fused and len(node.outputs) > 3 and bool(node.outputs[3].name)
-
-
-def _has_matrix(node: TypedNode) -> bool:
-    for slot, tensor in enumerate(node.op.node.inputs):
-        if isinstance(tensor, gs.Constant) and tensor._values.dtype.kind not in "iub":
-            if sum(n > 1 for n in tensor._values.shape) >= 2:
-                return node.op.type not in ("Add", "Sub", "Mul", "Where", "Div")
-    return False
-
-
-def _all_halves(flow: _Flow, root: str) -> list[Half]:
+def _all_halves(flow: Flow, root: str) -> list[Half]:
     """Return the half blocks below a root: on the way to its output, and to attention that lies beside that way.
 
     Where features are read at several depths (a pyramid, hooks), no tensor is on every path to the output; the way to
@@ -357,7 +193,7 @@ def _all_halves(flow: _Flow, root: str) -> list[Half]:
     return halves
 
 
-def _points(flow: _Flow, root: str, sink: str) -> list[str]:
+def _points(flow: Flow, root: str, sink: str) -> list[str]:
     """Return the articulation tensors of a chain; where some only flatten the stream, those of its usual rank."""
     points = [p for p in flow.articulation(root, sink) if flow.stream_type(p) is not None]
     counts = Counter(flow.stream_type(p) for p in points)
@@ -370,7 +206,7 @@ def _points(flow: _Flow, root: str, sink: str) -> list[str]:
     return [p for p in points if usual.get(flow.stream_type(p)[1]) == flow.stream_type(p)[0]]
 
 
-def _halves(flow: _Flow, root: str, sink: str) -> list[Half]:
+def _halves(flow: Flow, root: str, sink: str) -> list[Half]:
     """Return the half blocks of the chain between a root and a sink."""
     points = [point for point in _points(flow, root, sink) if not flow.is_renamed(point)]
     below = flow.descendants(root)
@@ -414,7 +250,7 @@ def _with_norms(regions: Sequence[tuple[str, str, str, tuple[int, ...]]]) -> lis
     return halves
 
 
-def _passes(flow: _Flow, entry: str, exit: str, nodes: tuple[int, ...]) -> bool:
+def _passes(flow: Flow, entry: str, exit: str, nodes: tuple[int, ...]) -> bool:
     """Tell whether a path leads from entry to exit without a contraction: the residual connection."""
     inside, reached = set(nodes), {entry}
     for i in nodes:
@@ -425,7 +261,7 @@ def _passes(flow: _Flow, entry: str, exit: str, nodes: tuple[int, ...]) -> bool:
     return exit in reached
 
 
-def _kind(flow: _Flow, below: set[str], nodes: tuple[int, ...]) -> str:
+def _kind(flow: Flow, below: set[str], nodes: tuple[int, ...]) -> str:
     """Name a branch: attention where a contraction sums over an axis that a softmax over scores normalised."""
     mixes = attention_nodes(flow.nodes, flow.contractions, nodes)
     if not mixes:
@@ -434,7 +270,7 @@ def _kind(flow: _Flow, below: set[str], nodes: tuple[int, ...]) -> str:
     return "attention" if any(crossed) else "cross_attention"
 
 
-def _operands(flow: _Flow, index: int, below: set[str]) -> bool:
+def _operands(flow: Flow, index: int, below: set[str]) -> bool:
     """Tell whether the values an attention mixes descend from the stream itself."""
     op = flow.nodes[index].op
     if op.type not in ATTENTION_OPS:
@@ -442,31 +278,6 @@ def _operands(flow: _Flow, index: int, below: set[str]) -> bool:
     packed = op.type == "Attention" and op.domain  # its second and third inputs are a weight and a bias
     slot = 0 if packed else next((slot for slot in (2, 1) if op.has(slot)), 0)
     return op.node.inputs[slot].name in below
-
-
-def attention_nodes(
-    nodes: Sequence[TypedNode], contractions: Sequence[Contraction | None], within: Sequence[int]
-) -> list[int]:
-    """Return the nodes that mix values by attention: fused operators, and contractions over a softmax's axis."""
-    scores: set[int] = set()  # axes that contractions of two activations produce
-    normalised: set[int] = set()
-    found = []
-    for i in within:
-        node, contraction = nodes[i], contractions[i]
-        if node.op.type in ATTENTION_OPS:
-            found.append(i)
-        elif contraction is not None and contraction.weight is None:
-            if any(id(find(axis)) in normalised for axis in contraction.contracted):
-                found.append(i)
-            scores.update(id(find(axis)) for axis in node.outputs[0] or ())
-        elif node.op.type == "Softmax" and node.outputs[0]:
-            axis = node.outputs[0][node.op.axis(len(node.outputs[0]), -1)]
-            if id(find(axis)) in scores:
-                normalised.add(id(find(axis)))
-        elif node.op.type == "ReduceSum" and node.text:
-            summed = [node.bound[p.name] for p in parse(node.text).inputs[0] if p.statistic and p.name in node.bound]
-            normalised.update(id(find(axis)) for axis in summed if id(find(axis)) in scores)
-    return found
 
 
 def _runs(halves: list[Half]) -> list[list[Half]]:
@@ -487,7 +298,7 @@ def _group(halves: list[Half]) -> tuple[Block, ...]:
         groups = [[half] for half in halves]
     else:
         period = next(p for p in range(1, len(kinds) + 1) if all(a == b for a, b in zip(kinds, kinds[p:])))
-        if len(kinds) % period == 0 and period < len(kinds) or kinds[0] == "attention" and kinds.count("attention") == 1:
+        if (len(kinds) % period == 0 and period < len(kinds)) or (kinds[0] == "attention" and kinds.count("attention") == 1):
             starts = range(0, len(kinds), period)
         else:
             starts = [i for i, kind in enumerate(kinds) if kind == "attention"]
@@ -496,7 +307,7 @@ def _group(halves: list[Half]) -> tuple[Block, ...]:
     return tuple(Block(i, g[0].entry, g[-1].exit, tuple(g)) for i, g in enumerate(groups))
 
 
-def _prefixes(flow: _Flow, found: list) -> list[str]:
+def _prefixes(flow: Flow, found: list) -> list[str]:
     """Name stacks: encoder and decoder where one attends to another, vision and text, else by number."""
     if len(found) < 2:
         return [""] * len(found)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis
-from graphclone.blocks import Block, Stack, is_fused_sum
+from graphclone.blocks import Block, Stack
+from graphclone.flow import is_fused_sum
 from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.plan import Cut

@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 from graphclone.axes.axis import Axis, find, first_lock, is_static, is_unit, leaves
 from graphclone.axes.contractions import Contraction, contraction_of
 from graphclone.axes.typed import AxisTyping, TypedNode
-from graphclone.blocks import ATTENTION_OPS, Block, Stack, attention_nodes, stream_axes
+from graphclone.blocks import Block, Stack, stream_axes
+from graphclone.flow import ATTENTION_OPS, attention_nodes
 
 ORDER = ("hidden", "heads", "kv_heads", "queries_per_kv", "head_dim", "v_head_dim", "experts", "ffn", "vocab", "free")
 

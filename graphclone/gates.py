@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphclone.blocks import Half, is_fused_sum
+from graphclone.blocks import Half
 from graphclone.errors import CutError
+from graphclone.flow import is_fused_sum
 from graphclone.model import Model
 from graphclone.weights import Weight
 

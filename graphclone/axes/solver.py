@@ -10,7 +10,21 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphclone.axes import load_rules
-from graphclone.axes.axis import Axis, Equations, Size, divide, find, is_fill, is_static, is_unit, leaves, lock, multiply, product, total
+from graphclone.axes.axis import (
+    Axis,
+    Equations,
+    Size,
+    divide,
+    find,
+    is_fill,
+    is_static,
+    is_unit,
+    leaves,
+    lock,
+    multiply,
+    product,
+    total,
+)
 from graphclone.axes.denominators import find_denominators
 from graphclone.axes.notation import Pattern, parse, parse_axes
 from graphclone.axes.registry import Store, Typing, find_rule
