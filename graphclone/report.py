@@ -96,7 +96,7 @@ def render(parent: Model, child: Model, plan: Plan, analysis: Analysis, origin: 
         stacks=[_strip(stack, cut, plan, origin.rankings) for stack in analysis.stacks],
         curves=_curves(origin.rankings),
         scales=_scales(plan),
-        replaced=[(name, list(np.shape(value))) for name, value in plan.replace.items()],
+        replaced=_replaced(plan),
         notes=origin.notes,
         checks=checks,
         meanings=MEANINGS,
@@ -258,8 +258,20 @@ def _scales(plan: Plan) -> list[tuple[str, int, float, float]]:
     """Return (name with numbers left out, how many weights, least factor, largest factor)."""
     groups: dict[str, list[float]] = defaultdict(list)
     for name, factor in plan.scale.items():
-        groups[re.sub(r"(?<=[._/])\d+(?=[._/])", "*", name)].append(factor)
+        groups[_unnumbered(name)].append(factor)
     return [(name, len(factors), min(factors), max(factors)) for name, factors in groups.items()]
+
+
+def _replaced(plan: Plan) -> list[tuple[str, int, list[str]]]:
+    """Return (name with numbers left out, how many weights, their shapes)."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, value in plan.replace.items():
+        groups[_unnumbered(name)].append(" x ".join(map(str, np.shape(value))) or "a scalar")
+    return [(name, len(shapes), list(dict.fromkeys(shapes))) for name, shapes in groups.items()]
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"(?<=[._/])\d+(?=[._/])", "*", name)
 
 
 def _fingerprints(parent: Model, child: Model, origin: Origin) -> list[tuple[str, str]]:
