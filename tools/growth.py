@@ -78,11 +78,22 @@ CHOICES: dict[type, dict[str, tuple]] = {
     Writing: {
         "reshape": ("constant", "zero", "gathered", "sliced", "one_gather", "ranged"),
         "cut": ("split", "slice", "gather"),
-        "linear": ("matmul", "transposed", "gemm", "einsum"),
+        "linear": ("matmul", "transposed", "gemm", "einsum", "dequantized"),
     },
     Attention: {
         "projection": ("separate", "thirds", "by_head", "by_kind", "einsum"),
-        "position": ("none", "halves", "halves", "interleaved", "partial", "frequencies", "slopes", "relative", "norm"),
+        "position": (
+            "none",
+            "halves",
+            "halves",
+            "interleaved",
+            "operator",
+            "partial",
+            "frequencies",
+            "slopes",
+            "relative",
+            "norm",
+        ),
         "mixing": (
             "composed",
             "composed",
@@ -191,7 +202,7 @@ class _Writer:
         self.widths: list[tuple[str, int]] = []
         self.scope = "model"
         self.count = 0
-        self.mask = ""
+        self.inside = False  # a branch
         self.opset = max([recipe.opset, *(_needs(block) for block in recipe.blocks), _NORMS.get(recipe.norm, 0)])
 
     def finish(self) -> Grown:
@@ -242,11 +253,11 @@ class _Writer:
 
     @contextmanager
     def body(self) -> Iterator[list[onnx.NodeProto]]:
-        outer, self.nodes = self.nodes, []
+        outer, self.nodes, self.inside = self.nodes, [], True
         try:
             yield self.nodes
         finally:
-            self.nodes = outer
+            self.nodes, self.inside = outer, False
 
     # shapes -----------------------------------------------------------------------------------------------------
 
@@ -322,11 +333,25 @@ class _Writer:
         if how == "transposed":
             w = self.weight(name, outs, ins, free=[1 - axis for axis in free], spread=(outs / ins) ** 0.5)
             y = self.op("MatMul", x, self.transpose(w, 1, 0))
+        elif how == "dequantized" and not self.inside:  # in a branch onnxruntime's own optimizer loses the weight
+            y = self.op("MatMul", x, self._dequantized(name, ins, outs, free))
         elif how == "einsum":
             y = self.op("Einsum", x, self.weight(name, ins, outs, free=free), equation="bsi,io->bso")
         else:
             y = self.op("MatMul", x, self.weight(name, ins, outs, free=free))
         return self.op("Add", self.weight(f"{name}_bias", outs), y) if bias else y
+
+    def _dequantized(self, name: str, ins: int, outs: int, free: Sequence[int]) -> str:
+        """Return a matrix of whole numbers times a scale for each column."""
+        whole = f"{self.scope}.{name}"
+        if whole not in self.initializers:
+            values = self.random.integers(-100, 100, (ins, outs), dtype=np.int8)
+            self.initializers[whole] = onnx.numpy_helper.from_array(values, whole)
+            self.widths += [(whole, axis) for axis in free]
+        scale = self.weight(f"{name}_scale", outs, middle=0.01, spread=0.002)
+        zero = f"{self.scope}.{name}_zero"
+        self.initializers[zero] = onnx.numpy_helper.from_array(np.arange(outs).astype(np.int8) % 5, zero)
+        return self.op("DequantizeLinear", whole, scale, zero, axis=1)
 
     def activate(self, x: str, kind: str) -> str:
         if kind == "silu":
@@ -585,6 +610,8 @@ class _Writer:
         if given.position in ("halves", "interleaved", "partial", "frequencies"):
             cos, sin, rotated = self._angles(x, given.position, size)
             q, k = (self._rotate(t, cos, sin, rotated, size, given.position) for t in (q, k))
+        if given.position == "operator":
+            q, k = (self._rotated_by_operator(t, size) for t in (q, k))
         if given.mixing in ("Attention", "Attention4", "MultiHeadAttention"):
             return self.linear(self._fused(x, given, q, k, v, heads, groups), "out", total * size, width)
         if groups > 1 and given.repeat != "broadcast":
@@ -672,6 +699,11 @@ class _Writer:
         turned = self.op("Concat", self.op("Neg", two), one, axis=-1)
         y = self.op("Add", self.op("Mul", x, cos), self.op("Mul", turned, sin))
         return self.op("Concat", y, rest, axis=-1) if rest else y
+
+    def _rotated_by_operator(self, x: str, size: int) -> str:
+        angles = np.arange(POSITIONS)[:, None] * 10.0 ** -np.arange(size // 2)[None]
+        cos, sin = self.real(np.cos(angles), "cos"), self.real(np.sin(angles), "sin")
+        return self.op("RotaryEmbedding", x, self.number(0), cos, sin, domain="com.microsoft")
 
     def _repeat(self, t: str, x: str, how: str, heads: int, groups: int) -> str:
         """Repeat each key's or value's head for the queries that share it."""
