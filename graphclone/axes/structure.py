@@ -81,7 +81,7 @@ def regroup(ins: list[Size], outs: list[Size], slot: int | None = None) -> Typin
 
     Example:
         >>> regroup([(2, 3), (5, 7), (48, 48)], [(2, 3), (5, 7), (3, 3), (16, 16)]).text
-        'a2 a1 (a3 a0), . -> a2 a1 a3 a0'
+        'a3 a2 (a1 a0), . -> a3 a2 a1 a0'
     """
     groups_in: list[list[str]] = [[] for _ in ins]
     groups_out: list[list[str]] = [[] for _ in outs]
