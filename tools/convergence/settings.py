@@ -22,7 +22,7 @@ SETTINGS = {
         budgets=(50, 100, 200, 400),
         seeds=1,
         rates=2,
-        parent_steps=1200,
+        parent_steps=1500,
     ),
     "full": Setting(
         tasks=("gpt", "vit", "minilm"),
@@ -30,6 +30,6 @@ SETTINGS = {
         budgets=(50, 100, 200, 400, 800, 1600, 3200),
         seeds=3,
         rates=5,
-        parent_steps=4000,
+        parent_steps=6000,
     ),
 }
