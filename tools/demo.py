@@ -65,7 +65,7 @@ def fresh_start(module: nn.Module, config: Config, seed: int) -> nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=500, help=f"training steps of each run, a multiple of {EVERY}")
+    parser.add_argument("--steps", type=int, default=400, help=f"training steps of each run, a multiple of {EVERY}")
     parser.add_argument("--seeds", type=int, default=3, help="runs at the best learning rate, averaged")
     parser.add_argument("--out", type=Path, default=Path("demo-output"))
     options = parser.parse_args()
