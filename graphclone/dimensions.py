@@ -1,13 +1,13 @@
 """Name the widths of a model: hidden, vocab, blocks.3.ffn, blocks.3.heads, and say what locks the others."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
-from graphclone.axes.axis import Axis, find, first_lock, is_static, is_unit, leaves
+from graphclone.axes.axis import Axis, find, first_lock, is_fill, is_static, is_unit, leaves
 from graphclone.axes.contractions import Contraction, contraction_of
 from graphclone.axes.typed import AxisTyping, TypedNode
 from graphclone.blocks import Block, Stack, stream_axes
@@ -76,6 +76,7 @@ class _Namer:
         self.heads: dict[int, Axis] = {}
         self.carriers = self._carriers()
         self.fed = self._fed()
+        self.places = _Places(self.nodes, self.contractions, stacks, graph)
 
     def run(self) -> tuple[Dimension, ...]:
         for stack in self.stacks:
@@ -89,7 +90,7 @@ class _Namer:
                     self._block(stack, twin, block.index)
         self._vocabulary()
         self._encoder_states()
-        self._outside()
+        self._left()
         return tuple(self._finish(group) for group in self._coupled())
 
     def _coupled(self) -> list[list[_Found]]:
@@ -117,7 +118,8 @@ class _Namer:
                     continue
                 for axis in use.axes:
                     for leaf in leaves(axis):
-                        carriers[id(leaf)].add(name)
+                        if not is_fill(leaf):
+                            carriers[id(leaf)].add(name)
         return carriers
 
     def _fed(self) -> set[int]:
@@ -240,6 +242,7 @@ class _Namer:
     def _feed_forward(self, nodes: Sequence[int], base: str, prefix: str, block: int) -> None:
         """Name what weights contract inside a block and nothing else has named: the widest is the ffn."""
         widths: dict[int, Axis] = {}
+        keys: dict[int, tuple] = {}
         taken = self.taken - self.ffn_leaves
         for i in nodes:
             contraction = self.contractions[i]
@@ -249,10 +252,12 @@ class _Namer:
                 for leaf in leaves(axis):
                     if id(leaf) not in taken and is_static(leaf) and not is_unit(leaf) and self.carriers.get(id(leaf)):
                         widths.setdefault(id(leaf), leaf)
+                        key = self.places.key(i, leaf)
+                        keys[id(leaf)] = min(key, keys.get(id(leaf), key))
         if not widths:
             return
         main = max(widths.values(), key=lambda leaf: (leaf.lock is None, self._volume(leaf)))
-        others = [leaf for leaf in widths.values() if leaf is not main]
+        others = sorted((leaf for leaf in widths.values() if leaf is not main), key=lambda leaf: keys[id(leaf)])
         for number, leaf in enumerate(others):
             self._add("ffn", leaf, f"{base}ffn_{number}", prefix, block)
         self._add("ffn", main, f"{base}ffn", prefix, block)
@@ -264,8 +269,11 @@ class _Namer:
     def _vocabulary(self) -> None:
         """Name what ids range over, what logits have first, then the largest; an untied head's output goes with it."""
         logits = {id(find(a[-1])) for t in self.graph.outputs if (a := self.typing.types.get(t.name))}
-        distinct = {axis_key(axis): axis for axis in self.typing.index_axes.values() if is_static(axis)}
-        axes = sorted(distinct.values(), key=lambda axis: (id(find(axis)) not in logits, -axis.size[0]))
+        ids = [(name, axis) for name, axis in self.typing.index_axes.items() if is_static(axis)]
+        distinct = {axis_key(axis): axis for _, axis in ids}
+        order = {name: number for number, name in enumerate(tensor.name for tensor in self.graph.inputs)}
+        first = {key: min(order[n] for n, a in ids if axis_key(a) == key) for key in distinct}
+        axes = sorted(distinct.values(), key=lambda axis: (id(find(axis)) not in logits, -axis.size[0], first[axis_key(axis)]))
         for number, axis in enumerate(axes):
             name = "vocab" if number == 0 else f"vocab_{number}"
             self._add("vocab", axis, name)
@@ -292,25 +300,38 @@ class _Namer:
             if len(axes) == 3 and is_static(axes[2]) and id(find(axes[2])) not in self.taken and axes[2].lock is None:
                 self._add("hidden", axes[2], "encoder.hidden")
 
-    def _outside(self) -> None:
-        """Name what is left: widths before the first block `stem_n`, behind it `head_n`."""
-        ends = {stack.points[-1] for stack in self.stacks}
-        passed, stem, head = not self.stacks, 0, 0
-        for node in self.nodes:
+    def _left(self) -> None:
+        """Name what is left: `stem_n` on the way into a stack, `head_n` elsewhere, `inner` (`inner_n`) inside a block.
+
+        Numbers follow what the graph computes, not how its nodes happen to be ordered: exporters differ in that.
+        """
+        places = self.places
+        uses: dict[int, list[tuple[tuple, int, int, Axis]]] = defaultdict(list)
+        for i, node in enumerate(self.nodes):
             for slot, tensor in enumerate(node.op.node.inputs):
                 if not isinstance(tensor, gs.Constant) or slot >= len(node.op.axes) or node.op.axes[slot] is None:
                     continue
                 for axis in node.op.axes[slot]:
                     for leaf in leaves(axis):
-                        if id(leaf) in self.taken or is_unit(leaf) or not self.carriers.get(id(leaf)):
-                            continue
-                        if leaf.lock is None:
-                            name = f"head_{head}" if passed else f"stem_{stem}"
-                            head, stem = head + passed, stem + (not passed)
-                        else:
-                            name = self._fixed_name(leaf, node, slot)
-                        self._add("free", leaf, name)
-            passed = passed or any(t.name in ends for t in node.op.node.outputs)
+                        if id(leaf) not in self.taken and not is_unit(leaf) and self.carriers.get(id(leaf)):
+                            uses[id(leaf)].append((places.key(i, leaf), i, slot, leaf))
+        found = sorted((min(use, key=lambda use: use[:3]) for use in uses.values()), key=lambda use: use[:3])
+        numbers: Counter = Counter()
+        inner: dict[str, list[tuple[Axis, str, int]]] = defaultdict(list)
+        for _, i, slot, leaf in found:
+            blocks = dict.fromkeys(places.blocks[other] for _, other, *_ in uses[id(leaf)])
+            if leaf.lock is not None:
+                self._add("free", leaf, self._fixed_name(leaf, self.nodes[i], slot))
+            elif None in blocks:
+                kind = places.kind(other for _, other, *_ in uses[id(leaf)])
+                self._add("free", leaf, f"{kind}_{numbers[kind]}")
+                numbers[kind] += 1
+            else:
+                for prefix, index in blocks:
+                    inner[f"{prefix}blocks.{index}.inner"].append((leaf, prefix, index))
+        for name, members in inner.items():
+            for number, (leaf, prefix, index) in enumerate(members):
+                self._add("free", leaf, name if len(members) == 1 else f"{name}_{number}", prefix, index)
 
     def _fixed_name(self, leaf: Axis, node: TypedNode, slot: int) -> str:
         """Return a name for a locked width that nothing else names: channels, kernel, unknown or positions, numbered."""
@@ -353,6 +374,71 @@ class _Namer:
             self._weights_of(axes),
             max(least, default=1),
         )
+
+
+class _Places:
+    """Where nodes stand in what the graph computes, whatever their order in the file.
+
+    blocks: per node, the (stack prefix, block) that it is inside of, or None.
+    """
+
+    def __init__(self, nodes: Sequence[TypedNode], contractions: Sequence[Contraction | None], stacks, graph: gs.Graph):
+        self.contractions = contractions
+        self.blocks: list[tuple[str, int] | None] = [None] * len(nodes)
+        for stack in stacks:
+            for block in stack.blocks:
+                for i in (i for twin in (block, *block.twins) for half in twin.halves for i in half.nodes):
+                    self.blocks[i] = self.blocks[i] or (stack.prefix, block.index)
+        reads = [[t.name for t in node.op.node.inputs if not isinstance(t, gs.Constant)] for node in nodes]
+        gives = [[t.name for t in node.op.node.outputs if t.name] for node in nodes]
+        self.depth = _depths(reads, gives, [c is not None and c.weight is not None for c in contractions])
+        self.first_input = _firsts(reads, gives, [tensor.name for tensor in graph.inputs])
+        self._adopt(reads, gives, len(graph.inputs))
+        self.first_output = _firsts(gives[::-1], reads[::-1], [tensor.name for tensor in graph.outputs])[::-1]
+        ends = {stack.points[-1] for stack in stacks}
+        self.feeds = [first < len(ends) for first in _firsts(gives[::-1], reads[::-1], sorted(ends))[::-1]]
+        self.follows = [first < len(ends) for first in _firsts(reads, gives, sorted(ends))]
+
+    def _adopt(self, reads: Sequence[Sequence[str]], gives: Sequence[Sequence[str]], inputs: int) -> None:
+        """Count what is computed of weights alone to the block that reads it."""
+        readers: dict[str, set] = defaultdict(set)
+        for i in reversed(range(len(reads))):
+            if self.first_input[i] == inputs and self.blocks[i] is None:
+                found = set().union(*(readers[name] for name in gives[i]))
+                self.blocks[i] = next(iter(found)) if len(found) == 1 else None
+            for name in reads[i]:
+                readers[name].add(self.blocks[i])
+
+    def key(self, node: int, leaf: Axis) -> tuple:
+        """Return what sorts a width used by a node: by how many linear operators before it, inputs, outputs, size."""
+        contraction = self.contractions[node]
+        read = contraction is not None and any(leaf is other for axis in contraction.contracted for other in leaves(axis))
+        return (self.depth[node] - read, self.first_input[node], self.first_output[node], leaf.size[0])
+
+    def kind(self, nodes: Iterable[int]) -> str:
+        """Return `stem` for what some of the nodes contribute to a stack, else `head`."""
+        return "stem" if any(self.feeds[i] and not self.follows[i] for i in nodes) else "head"
+
+
+def _depths(reads: Sequence[Sequence[str]], gives: Sequence[Sequence[str]], counts: Sequence[bool]) -> list[int]:
+    """Return how many of the counted nodes the longest way to each node crosses, itself included."""
+    depth: dict[str, int] = {}
+    found = []
+    for names, outputs, counted in zip(reads, gives, counts, strict=True):
+        found.append(max((depth.get(name, 0) for name in names), default=0) + counted)
+        depth.update(dict.fromkeys(outputs, found[-1]))
+    return found
+
+
+def _firsts(reads: Sequence[Sequence[str]], gives: Sequence[Sequence[str]], starts: Sequence[str]) -> list[int]:
+    """Return the number of the first start that each node descends from, or how many there are."""
+    first = {name: number for number, name in enumerate(starts)}
+    found = []
+    for names, outputs in zip(reads, gives, strict=True):
+        found.append(min((first.get(name, len(starts)) for name in names), default=len(starts)))
+        for name in outputs:
+            first[name] = min(found[-1], first.get(name, len(starts)))
+    return found
 
 
 def _static_parts(axes: Iterable[Axis]) -> list[Axis]:

@@ -122,13 +122,17 @@ class _Surgeon:
         for name, uses in self.typing.uses.items():
             groups: dict[tuple, list] = defaultdict(list)
             for use in uses:
-                picks = tuple(self.cut.picks(axis) for axis in use.axes)
+                picks = tuple(self._picks(axis) for axis in use.axes)
                 key = tuple(None if pick is None else pick.tobytes() for pick in picks)
                 groups[key].append((use, picks))
             changed = name in plan.scale or name in plan.replace
             if len(groups) == 1 and not changed and not any(next(iter(groups))):
                 continue
             self._split_uses(name, groups, plan)
+
+    def _picks(self, axis: Axis) -> np.ndarray | None:
+        """Return what stays of a weight's axis; of one along which the weight repeats itself, the first entry."""
+        return np.zeros(1, np.int64) if id(find(axis)) in self.cut.shrunk else self.cut.picks(axis)
 
     def _split_uses(self, name: str, groups: Mapping[tuple, list], plan: Plan) -> None:
         """Give each group of uses that is cut alike its own constant; the first keeps the name."""

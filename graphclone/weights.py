@@ -17,6 +17,7 @@ from graphclone.sources import HeldSource, ProtoSource, Source
 CHUNK_BYTES = 4 << 20
 SAMPLE_BYTES = 64 << 10
 SAMPLE_STRIPS = 16
+MOST_REPEATED = 1 << 20
 
 
 class Weight(LazyValues):
@@ -197,6 +198,24 @@ def weight_of(constant: gs.Constant) -> Weight:
     if isinstance(values, LazyValues):
         return Weight.from_proto(values.tensor)
     return Weight.of(values)
+
+
+def repeated_axes(weight: Weight) -> tuple[int, ...]:
+    """Return the axes along which a tensor repeats itself, as a mask does along batch and heads; it is read.
+
+    Numbers that are the same throughout are no repetition but parameters at their start: zeros of position embeddings,
+    ones of a scale. Tensors of more than a million entries are not looked at.
+
+    Example:
+        >>> repeated_axes(Weight.of(np.broadcast_to(np.tri(3, dtype=np.float32), (2, 3, 3))))
+        (0,)
+    """
+    if not 1 < weight.size <= MOST_REPEATED or weight.onnx_dtype == TensorProto.STRING:
+        return ()
+    values = weight.load()
+    wide = [axis for axis, size in enumerate(values.shape) if size > 1]
+    found = tuple(axis for axis in wide if (values == values.take([0], axis)).all())
+    return () if is_float(weight.onnx_dtype) and len(found) == len(wide) else found
 
 
 def _strips(data: memoryview | bytes, nbytes: int) -> Iterator[bytes]:

@@ -84,7 +84,8 @@ class Width:
         if self.keep_heads:
             return
         for other in context.analysis.dimensions:
-            if other.role == "free" and other.size == dimension.size and not other.locked and other.name not in targets:
+            alike = other.role == "free" and not other.blocks and other.size == dimension.size
+            if alike and not other.locked and other.name not in targets:
                 _set(targets, other, target, "hidden")
                 context.notes.append(f"'{other.name}' ({other.size}) equals hidden and is cut with it; --keep-heads leaves it")
 

@@ -23,6 +23,7 @@ FIXTURES = sorted(
 LOOK_UPS = [
     "jax/linen_encoder",
     "jax/scan",
+    "jax2tf/encoder",
     "keras_jax/encoder",
     "keras_torch/encoder_static",
     "paddle/encoder",

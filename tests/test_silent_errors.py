@@ -1,20 +1,31 @@
 """Mistakes that no shape betrays: the smaller model itself is the judge, and sees each when its rule is gone."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from breaking import (
+    ANY_POSITIONS,
+    BY_VALUE,
+    NO_CLIPS,
+    NO_DENOMINATORS,
+    NO_FREEZING,
+    NO_LIMITS,
+    NO_REPETITION,
+    NO_SCALE,
+    Breaking,
+    changed,
+    second_ignored,
+    storeless,
+    unfilled,
+    unfixed,
+)
 
 from graphclone.analysis import Analysis, analyse
-from graphclone.axes import load_rules
-from graphclone.axes.axis import free_leaves, leaves
-from graphclone.axes.denominators import _matches
-from graphclone.axes.registry import RULES, Rule, Typing
-from graphclone.axes.typed import AxisTyping, Site
+from graphclone.axes.axis import leaves
 from graphclone.errors import CutError, GraphcloneError
 from graphclone.model import Model
-from graphclone.op import Op
 from graphclone.plan import Plan
 from graphclone.surgery import apply
 from graphclone.verify.running import run
@@ -136,6 +147,15 @@ ZERO_BIAS = two_layers(
     ", int64[1] one = {1}, int64[2] lead = {1, 3}",
 )
 
+MASK = np.float32([[0.0, -3.0, -2.0, -1.0], [0.5, 0.0, -1.5, -2.5], [2.0, 1.0, 0.0, -2.0], [1.5, 0.5, 2.5, 0.0]])
+STORED_MASK = two_layers(
+    "bias = Identity(mask)", f", float[3, 4, 4] mask = {{{', '.join(map(str, [*MASK.ravel()] * 3))}}}"
+).replace("[B, S, 12]", "[B, 4, 12]")
+
+LOOKED_UP = """(int64[B, S] ids) => (float[B, S, 5] y)
+    <float[7, 12] table, float[12, 5] v, int64 zero = {0}, int64 most = {MOST}>
+    { near = Clip(ids, zero, most)  h = Gather(table, near)  t = Tanh(h)  y = MatMul(t, v) }"""
+
 POSITIONS = """(float[B, S, 9] x) => (float[B, S, 5] y)
     <float[9, 12] w, float[20, 12] places, float[12, 5] v, int64 zero = {0}, int64 one = {1}>
     { h = MatMul(x, w)  s = Shape(x)  n = Gather(s, one)  r = Range(zero, n, one)  p = Gather(places, r)
@@ -186,6 +206,15 @@ def apart(w: Arrays, f: Arrays) -> np.ndarray:
     return x + attended(x, w, EVERY, EVERY, number="2")
 
 
+def masked(w: Arrays, f: Arrays) -> np.ndarray:
+    x = f["x"] + attended(f["x"], w, [0, 2], EVERY, lambda s: s + MASK, number="1")
+    return x + attended(x, w, EVERY, EVERY, lambda s: s + MASK, number="2")
+
+
+def looked_up(w: Arrays, f: Arrays) -> np.ndarray:
+    return np.tanh(w["table"][[0, 1, 2, 4]][f["ids"].clip(0)]) @ w["v"]
+
+
 def rotary(inverse: Callable[[np.ndarray, Arrays], np.ndarray]) -> Callable[[Arrays, Arrays], np.ndarray]:
     def judge(w: Arrays, f: Arrays) -> np.ndarray:
         pairs = [0, 2, 3]
@@ -209,66 +238,7 @@ def groups(w: Arrays, f: Arrays, affine: bool = True) -> np.ndarray:
     return np.einsum("oi,bis->bos", w["v"][:, kept, 0], z)
 
 
-# taking rules away ----------------------------------------------------------------------------------------------
-
-
-Breaking = Callable[[pytest.MonkeyPatch], None]
-
-
-def changed(op: str, change: Callable[[Typing], Typing], domain: str = "") -> Breaking:
-    """Let a rule say something else."""
-
-    def apply_to(patch: pytest.MonkeyPatch) -> None:
-        load_rules()
-        right = RULES[domain, op]
-
-        def wrong(node: Op) -> Typing | None:
-            typing = right.read(node)
-            return None if typing is None else change(typing)
-
-        patch.setitem(RULES, (domain, op), Rule(op, domain, wrong))
-
-    return apply_to
-
-
-def without(name: str, instead: Callable) -> Breaking:
-    return lambda patch: patch.setattr(name, instead)
-
-
-def by_value(typing: AxisTyping) -> list[Site]:
-    """Take any number that equals a width for it, wherever it stands."""
-    axes = {id(x): x for types in typing.types.values() for axis in types or () for x in free_leaves(axis)}.values()
-    return [
-        Site(node.op, slot, "denominator", (axis,), value=match[0])
-        for node in typing.nodes
-        if node.op.type in ("Mul", "Div")
-        for slot in (0, 1)
-        for axis in axes
-        if slot < len(node.op.values) and (match := _matches(node.op.value(slot), axis.size))
-    ]
-
-
-def storeless(typing: Typing) -> Typing:
-    return replace(typing, stores=())
-
-
-def unfilled(typing: Typing) -> Typing:
-    return replace(typing, fills=())
-
-
-def unfixed(typing: Typing) -> Typing:
-    return replace(typing, fixed=())
-
-
-def second_ignored(typing: Typing) -> Typing:
-    return replace(typing, text="..., . -> ...")
-
-
-NO_DENOMINATORS = without("graphclone.axes.solver.find_denominators", lambda typing: [])
-BY_VALUE = without("graphclone.axes.solver.find_denominators", by_value)
-NO_SCALE = without("graphclone.surgery._Surgeon._scale", lambda surgeon, site, node: None)
-NO_FREEZING = without("graphclone.surgery._Surgeon._shape", lambda surgeon, site, node: None)
-ANY_POSITIONS = without("graphclone.axes.solver._Sweep._index", lambda sweep, op, tensor, axis: None)
+# the cases -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -332,6 +302,13 @@ CASES = {
     ),
     "relative position table, distances": Case(SHARED_BIAS, {("table", 0, 7): [0, 1, 2, 4]}, None, ANY_POSITIONS),
     "zero bias shared by layers": Case(ZERO_BIAS, {("wq1", 1, 3): [0, 2]}, apart, changed("ConstantOfShape", unfilled)),
+    "mask stored once for all layers": Case(STORED_MASK, {("wq1", 1, 3): [0, 2]}, masked, NO_REPETITION),
+    "ids clipped to the vocabulary": Case(
+        LOOKED_UP.replace("MOST", "6"), {("table", 0, 7): [0, 1, 2, 4]}, looked_up, NO_CLIPS
+    ),
+    "ids clipped below the vocabulary": Case(
+        LOOKED_UP.replace("MOST", "2"), {("table", 0, 7): [0, 1, 2, 4]}, None, NO_LIMITS
+    ),
     "linear RoPE": Case(
         rope(LINEAR, ", float factor = {2.0}"), PAIRS, rotary(lambda s, f: s / 2), changed("Slice", storeless)
     ),

@@ -1,6 +1,7 @@
 """Give every tensor its axes: one sweep over the nodes in topological order, adding each rule's equations."""
 
 import ast
+import functools
 import itertools
 import operator
 from collections import defaultdict
@@ -26,6 +27,7 @@ from graphclone.axes.axis import (
     total,
 )
 from graphclone.axes.denominators import find_denominators
+from graphclone.axes.elementwise import BROADCASTING, UNARY
 from graphclone.axes.notation import Pattern, parse, parse_axes
 from graphclone.axes.registry import Store, Typing, find_rule
 from graphclone.axes.typed import Axes, AxisTyping, Site, TypedNode, Use
@@ -34,9 +36,10 @@ from graphclone.axes.wrapping import WrappedIndices
 from graphclone.graphs import constants, walk
 from graphclone.model import Model
 from graphclone.op import Op, Values
-from graphclone.weights import weight_of
+from graphclone.weights import repeated_axes, weight_of
 
 MAX_CONSTANT = 1 << 20
+ELEMENTWISE = {*BROADCASTING, *UNARY, "Cast", "Identity"}
 SMALL_PRIMES = [(2, 3), (5, 7), (11, 13), (17, 19), (23, 29), (31, 37), (41, 43), (47, 53), (59, 61), (67, 71)]
 LARGE_PRIMES = [(1601, 2003), (1607, 2011), (1609, 2017), (1613, 2027)]
 
@@ -74,6 +77,7 @@ class _Sweep:
         self.wrapped = WrappedIndices(self.origin)
         self.compared: dict[str, str] = {}  # graph input -> the node that computes with its values
         self.arithmetic: set[str] = set()  # tensors that are shape arithmetic
+        self.repeated: dict[str, tuple[int, ...]] = {}  # constant -> the axes along which it repeats itself
         self.lost: dict[str, str] = {}  # tensors whose axes are unknown -> the node without a rule that they descend from
         self.opsets = {item.domain: item.version for item in model.graph.import_domains}
 
@@ -189,7 +193,19 @@ class _Sweep:
             axes = [Axis((n, n)) for n in weight.shape]
         else:
             axes = self._shared(constant)
+        if node is not None and node.op in ELEMENTWISE:
+            axes = self._with_fills(constant, axes)
         self.result.uses[constant.name].append(Use(node, slot, axes))
+        return axes
+
+    def _with_fills(self, constant: gs.Constant, axes: Axes) -> Axes:
+        """Let axes along which a stored mask repeats itself be fills of this use, as those of a generated one are."""
+        if constant.name not in self.repeated:
+            self.repeated[constant.name] = repeated_axes(weight_of(constant))
+        axes = list(axes)
+        for i in self.repeated[constant.name]:
+            axes[i] = Axis(axes[i].size)
+            axes[i].fill = True
         return axes
 
     def _constant_values(self, constant: gs.Constant) -> Values | None:
@@ -330,6 +346,9 @@ class _Sweep:
                 self._bind_tensor(op, patterns, axes, bound, spread, groups)
                 if patterns and patterns[0].kind == "any" and op.is_constant(slot) and len(axes) == 1:
                     lock(axes[0], f"{op.where} reads it whole")
+        for name in _statistics(typing.text):
+            for leaf in leaves(bound[name]) if name in bound else ():
+                leaf.fill = False  # a statistic depends on how often its entries repeat
         lead = self._broadcast(spread)
         for pattern, axis in self._solvable_first(groups, bound, sizes):
             built = self._build(pattern, bound, sizes, axis.size)
@@ -452,6 +471,9 @@ class _Sweep:
             known[missing] = self._build(pattern.parts[missing], bound, sizes, left)
             if known[missing] is None:
                 return None
+        for part in known:
+            for leaf in leaves(part):
+                leaf.fill = False  # where other entries lie beside or inside them, entries cannot become one
         whole = product(known) if pattern.kind == "product" else total(known)
         return None if size is not None and whole.size != size else whole
 
@@ -525,6 +547,8 @@ class _Sweep:
         if tensor in self.positions:
             self.equations.equate(self.positions[tensor], axis)
         elif tensor in self.origin:
+            if self.wrapped.limits.get(self.origin[tensor], axis.size[0]) < axis.size[0] - 1:
+                self.compared.setdefault(self.origin[tensor], f"a clip before {op.where}")
             known = self.result.index_axes.setdefault(self.origin[tensor], axis)
             if known is not axis:
                 self.equations.equate(known, axis)
@@ -561,6 +585,18 @@ def _names(pattern: Pattern) -> set[str]:
     if pattern.kind == "name":
         return {pattern.name}
     return {name for part in pattern.parts for name in _names(part)}
+
+
+@functools.cache
+def _statistics(text: str) -> frozenset[str]:
+    """Return the names of what a signature takes statistics over."""
+
+    def within(pattern: Pattern) -> set[str]:
+        if pattern.statistic:
+            return _names(pattern)
+        return {name for part in pattern.parts for name in within(part)}
+
+    return frozenset(name for patterns in parse(text).inputs for pattern in patterns for name in within(pattern))
 
 
 def _is_cuttable(leaf: Axis) -> bool:

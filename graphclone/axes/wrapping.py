@@ -1,8 +1,11 @@
-"""See through `where(ids < 0, ids + size, ids)`, by which NumPy-like frameworks count negative indices from the end.
+"""See through what NumPy-like frameworks do to ids before a look-up: count negative ones from the end, clip large ones.
 
-Ids are not negative, so the comparison is known, the shifted ids are thrown away, and what is looked up is the ids
-themselves. Exporters write the choice as a Where, or as a sum of products with a cast condition.
+In `where(ids < 0, ids + size, ids)` ids are not negative, so the comparison is known, the shifted ids are thrown away,
+and what is looked up is the ids themselves. Exporters write the choice as a Where, or as a sum of products with a cast
+condition. A clip to `[0, size - 1]` changes no id that is valid, and none of the smaller ones after a cut.
 """
+
+import math
 
 import numpy as np
 
@@ -16,6 +19,7 @@ class WrappedIndices:
         self.origin = origin
         self.known: dict[str, int] = {}  # tensors that are 0 or 1 throughout while ids are not negative
         self.shifted: dict[str, str] = {}  # ids plus a constant -> the graph input, until something reads them
+        self.limits: dict[str, float] = {}  # graph input -> the largest of its values that every clip lets through
 
     def follow(self, op: Op) -> bool:
         """Tell whether a node belongs to the idiom; what its output holds is noted then."""
@@ -31,6 +35,10 @@ class WrappedIndices:
                 self.known[output] = known[0]
             case "Cast" | "Reshape" | "Expand" | "Unsqueeze" | "Squeeze" | "Identity" if names[0] in self.shifted:
                 self.shifted[output] = self.shifted[names[0]]
+            case "Clip" | "Min" | "Max" if (clipped := _clipped(op, names, self.origin)) is not None:
+                source, limit = clipped
+                self.limits[source] = min(limit, self.limits.get(source, limit))
+                self.origin[output] = source
             case "Where" if known[0] is not None:
                 self._pass_on(names[1 if known[0] else 2], output)
             case "Mul" if 0 in known:
@@ -54,3 +62,18 @@ class WrappedIndices:
 def _is_zero(op: Op, slot: int) -> bool:
     value = op.value(slot)
     return value is not None and all(not np.any(entry) for entry in value)
+
+
+def _clipped(op: Op, names: list[str], origin: dict[str, str]) -> tuple[str, float] | None:
+    """Return the graph input whose values a node clips from above at most, and the bound; None for other nodes."""
+    slot = next((slot for slot, name in enumerate(names) if name in origin), None)
+    bounds = {other: op.value(other) for other in range(len(names)) if other != slot and op.has(other)}
+    if slot is None or any(value is None or np.ptp(value) for value in bounds.values()) or {"min", "max"} & {*op.node.attrs}:
+        return None
+    numbers = {other: float(np.max(value)) for other, value in bounds.items()}
+    if op.type == "Clip":
+        lower, upper = numbers.get(1, 0), numbers.get(2, math.inf)
+    else:
+        lower, upper = (max(numbers.values()), math.inf) if op.type == "Max" else (0, min(numbers.values()))
+    passes = lower <= 0 and (slot == 0 or op.type != "Clip")
+    return (origin[names[slot]], upper) if passes else None

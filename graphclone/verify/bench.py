@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from graphclone.analysis import Analysis
-from graphclone.axes.axis import Axis, find, free_leaves, is_static, leaves
+from graphclone.axes.axis import Axis, find, free_leaves, is_fill, is_static, leaves
 from graphclone.dtypes import is_float
 from graphclone.model import Model
 from graphclone.plan import Cut, with_fills
@@ -107,7 +107,7 @@ class Bench:
                 axes += [axis for use in uses for axis in use.axes]
         for tensor in self.model.inputs:
             axes += typing.types.get(tensor.name) or ()
-        return list({id(leaf): leaf for axis in axes for leaf in free_leaves(axis)}.values())
+        return list({id(leaf): leaf for axis in axes for leaf in free_leaves(axis) if not is_fill(leaf)}.values())
 
     @property
     def integers(self) -> list[str]:

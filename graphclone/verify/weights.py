@@ -15,7 +15,7 @@ from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.plan import Cut
 from graphclone.sources import Source
-from graphclone.weights import Weight, weight_of
+from graphclone.weights import Weight, repeated_axes, weight_of
 
 SPREAD = 0.1
 LARGEST = 1e4  # masks and sentinels beyond it stay as they are
@@ -123,10 +123,12 @@ class _Scattered(Source):
         if not largest <= LARGEST or _counts(values):
             return values
         scale = float(np.sqrt(np.mean(np.square(values.reshape(-1)[: 1 << 16])))) or float(largest) or 1.0
-        drawn = np.random.default_rng(self.seed).random(values.shape, np.float32)
+        repeated = repeated_axes(self.weight)
+        shape = [1 if axis in repeated else size for axis, size in enumerate(values.shape)]
+        drawn = np.random.default_rng(self.seed).random(shape, np.float32)
         drawn -= 0.5
         drawn *= 2 * SPREAD
-        drawn *= np.abs(values) + np.float32(scale)
+        drawn = drawn * (np.abs(values) + np.float32(scale))
         drawn = (drawn + values).astype(values.dtype)
         return np.abs(drawn) if values.min() >= 0 else drawn
 

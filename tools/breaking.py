@@ -1,0 +1,78 @@
+"""Take a rule away, or let it say something else: tests show that what it guards then comes out wrong."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from graphclone.axes import load_rules
+from graphclone.axes.axis import free_leaves
+from graphclone.axes.denominators import _matches
+from graphclone.axes.registry import RULES, Rule, Typing
+from graphclone.axes.typed import AxisTyping, Site
+from graphclone.op import Op
+
+Breaking = Callable[[pytest.MonkeyPatch], None]
+
+
+def changed(op: str, change: Callable[[Typing], Typing], domain: str = "") -> Breaking:
+    """Let a rule say something else."""
+
+    def apply_to(patch: pytest.MonkeyPatch) -> None:
+        load_rules()
+        right = RULES[domain, op]
+
+        def wrong(node: Op) -> Typing | None:
+            typing = right.read(node)
+            return None if typing is None else change(typing)
+
+        patch.setitem(RULES, (domain, op), Rule(op, domain, wrong))
+
+    return apply_to
+
+
+def without(name: str, instead: Callable) -> Breaking:
+    return lambda patch: patch.setattr(name, instead)
+
+
+def by_value(typing: AxisTyping) -> list[Site]:
+    """Take any number that equals a width for it, wherever it stands."""
+    axes = {id(x): x for types in typing.types.values() for axis in types or () for x in free_leaves(axis)}.values()
+    return [
+        Site(node.op, slot, "denominator", (axis,), value=match[0])
+        for node in typing.nodes
+        if node.op.type in ("Mul", "Div")
+        for slot in (0, 1)
+        for axis in axes
+        if slot < len(node.op.values) and (match := _matches(node.op.value(slot), axis.size))
+    ]
+
+
+def storeless(typing: Typing) -> Typing:
+    return replace(typing, stores=())
+
+
+def unfilled(typing: Typing) -> Typing:
+    return replace(typing, fills=())
+
+
+def unfixed(typing: Typing) -> Typing:
+    return replace(typing, fixed=())
+
+
+def second_ignored(typing: Typing) -> Typing:
+    return replace(typing, text="..., . -> ...")
+
+
+NO_DENOMINATORS = without("graphclone.axes.solver.find_denominators", lambda typing: [])
+BY_VALUE = without("graphclone.axes.solver.find_denominators", by_value)
+NO_SCALE = without("graphclone.surgery._Surgeon._scale", lambda surgeon, site, node: None)
+NO_FREEZING = without("graphclone.surgery._Surgeon._shape", lambda surgeon, site, node: None)
+ANY_POSITIONS = without("graphclone.axes.solver._Sweep._index", lambda sweep, op, tensor, axis: None)
+NO_REPETITION = without("graphclone.axes.solver.repeated_axes", lambda weight: ())
+NO_CLIPS = without("graphclone.axes.wrapping._clipped", lambda op, names, origin: None)
+NO_LIMITS = without(
+    "graphclone.axes.wrapping._clipped",
+    lambda op, names, origin: (origin[names[0]], math.inf) if names[0] in origin else None,
+)
