@@ -2,7 +2,7 @@
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -103,3 +103,50 @@ def _copy_attribute(value: object, copies: dict[int, gs.Tensor]) -> object:
     if isinstance(value, gs.Constant):
         return _copy_tensor(value)
     return list(value) if isinstance(value, list) else value
+
+
+def copy_part(graph: gs.Graph, ends: Sequence[str], stops: Mapping[str, object], prefix: str) -> tuple[list, dict[str, gs.Tensor]]:
+    """Copy the nodes that compute the tensors `ends`, down to the tensors `stops` and the graph's inputs.
+
+    prefix: goes before each tensor's name in the copy. Returns the nodes in order, and {name: copied tensor} of the main
+    graph. Weights are shared. Raises: KeyError for an end that the main graph does not compute.
+    """
+    known = {tensor.name: tensor for tensor in graph.inputs}
+    known.update((tensor.name, tensor) for node in graph.nodes for tensor in (*node.inputs, *node.outputs))
+    needed: set[int] = set()
+    waiting, seen = [known[name] for name in ends], set()
+    while waiting:
+        tensor = waiting.pop()
+        if tensor.name in stops or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        for node in tensor.inputs:
+            if id(node) not in needed:
+                needed.add(id(node))
+                waiting.extend(node.inputs)
+                for inner in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
+                    waiting.extend(t for scope in walk(inner) for n in scope.nodes for t in n.inputs if known.get(t.name) is t)
+                    waiting.extend(t for scope in walk(inner) for t in scope.outputs if known.get(t.name) is t)
+    copies: dict[int, gs.Tensor] = {}
+    copied = _copy(gs.Graph(nodes=[node for node in graph.nodes if id(node) in needed]), copies)
+    by_name = {name: copies[id(tensor)] for name, tensor in known.items() if name and id(tensor) in copies}
+    by_name.update((name, _copy_tensor(known[name])) for name in ends if name not in by_name)
+    for name in [name for name in by_name if name in stops and by_name[name].inputs]:
+        by_name[name] = _severed(by_name[name])
+    inner = [tensor for scope in walk(copied) for tensor in constants(scope)]
+    for tensor in {id(tensor): tensor for tensor in (*by_name.values(), *inner)}.values():
+        tensor.name = f"{prefix}{tensor.name}"
+    for node in copied.nodes:
+        node.name = f"{prefix}{node.name}"
+    return copied.nodes, by_name
+
+
+def _severed(tensor: gs.Tensor) -> gs.Tensor:
+    """Let the readers of a tensor, which its node computes beside others, read a fresh one of the same name instead."""
+    fresh = _copy_tensor(tensor)
+    tensor.name = f"{tensor.name}_computed"
+    for reader in list(tensor.outputs):
+        for slot, read in enumerate(reader.inputs):
+            if read is tensor:
+                reader.inputs[slot] = fresh
+    return fresh

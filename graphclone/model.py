@@ -79,7 +79,7 @@ class Model:
         self.unused = importer.unused
         self.aliases = importer.aliases
         self._order = importer.order
-        self._header, self._graph_header = _headers(proto)
+        self._header, self.graph_header = _headers(proto)
         opsets = [_standard(item) for item in proto.opset_import]
         for graph in walk(self.graph):
             graph.opset = opset_of(proto)
@@ -143,6 +143,16 @@ class Model:
         copied.aliases = dict(self.aliases)
         return copied
 
+    def holding(self, graph: gs.Graph) -> "Model":
+        """Return a model of the same opset that holds another graph, and nothing else of this one."""
+        graph.opset, graph.import_domains = self.graph.opset, list(self.graph.import_domains or ())
+        graph.ir_version = self.graph.ir_version
+        held = object.__new__(Model)
+        held.__dict__.update(self.__dict__)
+        held.__dict__.pop("ties", None)
+        held.__dict__.update(graph=graph, metadata={}, node_metadata={}, node_docs={}, value_metadata={}, unused={}, aliases={})
+        return held
+
     def to_proto(self, external: bool = False, location: str = "weights.data") -> ModelProto:
         """Return the model as a proto.
 
@@ -187,7 +197,7 @@ class Model:
         proto.ir_version = max(self.graph.ir_version or 0, OLDEST_IR)
         proto.opset_import.extend(self._opsets())
         add_metadata(proto.metadata_props, self.metadata)
-        proto.graph.CopyFrom(self._graph_header)
+        proto.graph.CopyFrom(self.graph_header)
         exporter.main(self.graph, self.unused, proto.graph)
         return proto, exporter
 

@@ -31,7 +31,8 @@ class Context:
     """What a pass may ask for beside the parent, the plan and the statistics.
 
     analysis: of the parent. seed: for random choices. notes: lines a pass tells the user. data: samples, where a pass
-    measures by itself. progress: whether it shows bars. bases: {key of an axis: [d, d'] matrix} where a pass changed
+    measures by itself. progress: whether it shows bars. provider: where models run. mask: the input that marks padding,
+    where it is not found in the graph. bases: {key of an axis: [d, d'] matrix} where a pass changed
     the basis of an axis instead of picking indices. rankings: the scores by which passes chose what stays.
     """
 
@@ -41,6 +42,8 @@ class Context:
     notes: list[str] = field(default_factory=list)
     data: object = None
     progress: bool = False
+    provider: str = "auto"
+    mask: str | None = None
     bases: dict[tuple, np.ndarray] = field(default_factory=dict)
     rankings: list[Ranking] = field(default_factory=list)
 
@@ -60,7 +63,8 @@ class Context:
 
         if self.data is None:
             raise InputError("this pass runs models while it works; give it samples with --data")
-        return measure(model, open_data(self.data, model), tuple(taps), (), tuple(moments), progress=False)
+        options = {"provider": self.provider, "progress": self.progress, "mask": self.mask}
+        return measure(model, open_data(self.data, model), tuple(taps), (), tuple(moments), **options)
 
 
 @runtime_checkable
@@ -170,14 +174,20 @@ class Pipeline:
         seed: int = 0,
         analysis: Analysis | None = None,
         native_constants: bool = False,
+        progress: bool = False,
+        provider: str = "auto",
+        mask: str | None = None,
     ) -> Result:
         """Run the passes and apply the plan; the child's metadata say how it was made.
 
-        analysis: of the parent, where it is at hand. native_constants: as in `surgery.apply`.
+        analysis: of the parent, where it is at hand. native_constants: as in `surgery.apply`. progress: whether passes show
+        bars. provider: where they run models: auto, cuda or cpu. mask: the input that marks padding; else it is found.
         """
         if stats is not None:
             stats.check(parent)
-        context = Context(parent, analysis or analyse(parent), seed, data=data)
+        context = Context(
+            parent, analysis or analyse(parent), seed, data=data, progress=progress, provider=provider, mask=mask
+        )
         plan = self.plan(parent, stats, context)
         child = apply(parent, plan, context.analysis, native_constants)
         child.metadata["graphclone.pipeline"] = self.text()

@@ -18,7 +18,8 @@ from graphclone.dimensions import Dimension
 from graphclone.errors import CutError, InputError
 
 FORMAT = "graphclone.plan/1"
-KEYS = {"format", "parent", "keep", "blocks", "drop", "scale", "replace"}
+BIAS = "bias of "  # before a weight's name, the key of its bias in the sidecar file
+KEYS = {"format", "parent", "keep", "blocks", "drop", "scale", "replace", "bias", "untie"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Plan:
     parent: the parent's fingerprint, or "". keep: {dimension name: kept indices, in the child's order}; `*` in a name
     is every block. blocks: {stack: kept blocks, ascending}; the stack's name has no dot, '' where there is one stack.
     drop: half blocks to switch off, as `blocks.3.attention`. scale: {initializer: factor}. replace: {initializer:
-    its values in the child's shape}.
+    its values in the child's shape}. bias: {weight: the bias added behind the operator that has none}. untie: {initializer:
+    the name of a copy that the operators which multiply with it get, so that it can differ from what is looked up}.
 
     Example:
         >>> Plan(keep={"hidden": (0, 2, 5)}, blocks={"": (0, 3)}).to_json()["blocks"]
@@ -41,6 +43,8 @@ class Plan:
     drop: tuple[str, ...] = ()
     scale: Mapping[str, float] = field(default_factory=dict)
     replace: Mapping[str, np.ndarray] = field(default_factory=dict)
+    bias: Mapping[str, np.ndarray] = field(default_factory=dict)
+    untie: Mapping[str, str] = field(default_factory=dict)
 
     def with_(self, **changes) -> "Plan":
         """Return a plan with some fields exchanged."""
@@ -48,6 +52,7 @@ class Plan:
 
     def to_json(self, sidecar: str = "") -> dict:
         """Return the plan as JSON values; `sidecar` is the name of the file that holds replaced tensors."""
+        more = {"bias": {name: f"{sidecar}#{BIAS}{name}" for name in self.bias}, "untie": dict(self.untie)}
         return {
             "format": FORMAT,
             "parent": self.parent,
@@ -56,6 +61,7 @@ class Plan:
             "drop": list(self.drop),
             "scale": {name: float(factor) for name, factor in self.scale.items()},
             "replace": {name: f"{sidecar}#{name}" for name in self.replace},
+            **{key: value for key, value in more.items() if value},
         }
 
     def save(self, path: str | Path) -> None:
@@ -64,12 +70,13 @@ class Plan:
         sidecar = path.with_suffix(".safetensors")
         document = self.to_json(sidecar.name)
         text = "{\n" + ",\n".join(f" {json.dumps(key)}: {_compact(value)}" for key, value in document.items()) + "\n}\n"
-        if not self.replace:
+        held = {**self.replace, **{f"{BIAS}{name}": value for name, value in self.bias.items()}}
+        if not held:
             with replacing(path) as (file,):
                 file.write(text.encode())
             return
         with replacing(sidecar, path) as (tensors, file):
-            tensors.write(save({name: np.ascontiguousarray(value) for name, value in self.replace.items()}))
+            tensors.write(save({name: np.ascontiguousarray(value) for name, value in held.items()}))
             file.write(text.encode())
 
     @staticmethod
@@ -93,7 +100,7 @@ class Plan:
             raise InputError(f"'{where}' has format {document['format']!r}; this version reads '{FORMAT}'")
         if unknown := sorted(set(document) - KEYS):
             raise InputError(f"'{where}' has an unknown key {unknown[0]!r}; a plan has {', '.join(sorted(KEYS))}")
-        if not set(document) & {"keep", "blocks", "drop", "scale", "replace"}:
+        if not set(document) & (KEYS - {"format", "parent"}):
             raise InputError(f"'{where}' decides nothing; give 'keep', 'blocks' or 'drop'")
         keep = document.get("keep") or {}
         blocks = document.get("blocks", {})
@@ -107,7 +114,9 @@ class Plan:
             {str(name).rstrip("."): _integers(v, f"blocks['{name}']", where) for name, v in blocks.items()},
             _strings(document.get("drop") or [], where),
             _factors(document.get("scale") or {}, where),
-            _tensors(document.get("replace") or {}, Path(where).parent),
+            _tensors(document.get("replace") or {}, "replace", where),
+            _tensors(document.get("bias") or {}, "bias", where),
+            _names(document.get("untie") or {}, where),
         )
 
 
@@ -135,17 +144,26 @@ def _factors(values: object, where: str) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def _tensors(references: dict[str, str], folder: Path) -> dict[str, np.ndarray]:
-    found = {}
+def _names(values: object, where: str) -> dict[str, str]:
+    if not isinstance(values, dict) or not all(isinstance(v, str) and v for v in values.values()):
+        raise InputError(f"'{where}': untie must be {{initializer: name of the copy}}")
+    return dict(values)
+
+
+def _tensors(references: object, key: str, where: str) -> dict[str, np.ndarray]:
+    if not isinstance(references, dict):
+        raise InputError(f"'{where}': {key} must be {{initializer: \"PLAN.safetensors#name\"}}")
+    folder, found, files = Path(where).parent, {}, {}
     for name, reference in references.items():
-        file, _, key = str(reference).partition("#")
+        file, _, part = str(reference).partition("#")
         path = folder / file
         if Path(file).name != file:
-            raise InputError(f"replace['{name}'] names '{file}', which is not a file beside the plan")
+            raise InputError(f"{key}['{name}'] names '{file}', which is not a file beside the plan")
         try:
-            found[name] = load_file(path)[key or name]
+            files[path] = files.get(path) or load_file(path)
+            found[name] = files[path][part or name]
         except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"cannot read replace['{name}'] from '{path}': {error}") from None
+            raise InputError(f"cannot read {key}['{name}'] from '{path}': {error}") from None
     return found
 
 

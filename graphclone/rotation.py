@@ -5,16 +5,17 @@ Between two bases nothing is computed per channel, so an orthogonal matrix slips
 the mean-free subspace that keeps the LayerNorm operator exact: see `passes/rotate.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis
 from graphclone.axes.axis import Axis, find, is_unit, leaves
-from graphclone.axes.contractions import contraction_of
+from graphclone.axes.contractions import contracting_node, contraction_of
 from graphclone.axes.typed import TypedNode
 from graphclone.errors import CutError
+from graphclone.ties import Tie
 
 MOVES = """Identity Cast Transpose Reshape Squeeze Unsqueeze Concat Slice Gather GatherND Split Expand Flatten Dropout
     Tile""".split()
@@ -39,25 +40,34 @@ class Norm:
 class Rotatable:
     """What a change of basis touches.
 
-    carriers: initializers and the position of the width in each. norms: by output. layer_scales: {vector: weights that
-    write what it scales}. biases: {weight that reads: the bias behind it}.
+    carriers: initializers and the position of the width in each; tied heads are named as they are untied. stored: what
+    those are called in the model. norms: by output. layer_scales: {vector: weights that write what it scales}.
     """
 
     axis: Axis
     carriers: dict[str, int]
+    stored: dict[str, str]
     norms: list[Norm]
     layer_scales: dict[str, tuple[str, ...]]
 
 
-def rotatable(analysis: Analysis, axis: Axis) -> Rotatable:
-    """Return what a change of basis of a width touches. Raises: CutError naming the node that forbids it."""
-    return _Proof(analysis, find(axis)).run()
+def rotatable(
+    analysis: Analysis, axis: Axis, ties: Iterable[Tie] = (), untied: Mapping[str, str] | None = None
+) -> Rotatable:
+    """Return what a change of basis of a width touches.
+
+    ties: initializers that hold one matrix. untied: {weight: name of the heads' own copy}, of tied heads that part.
+    Raises: CutError naming the node that forbids it.
+    """
+    return _Proof(analysis, find(axis), ties, untied or {}).run()
 
 
 class _Proof:
-    def __init__(self, analysis: Analysis, axis: Axis):
+    def __init__(self, analysis: Analysis, axis: Axis, ties: Iterable[Tie], untied: Mapping[str, str]):
         self.analysis = analysis
         self.axis = axis
+        self.tied = {name for tie in ties for name in (tie.first, tie.second)} - untied.keys()
+        self.untied = untied
         self.nodes = [n for n in analysis.typing.nodes if n.constrains]
         self.by_output = {t.name: n for n in self.nodes for t in n.op.node.outputs}
         self.by_input: dict[str, list[TypedNode]] = {}
@@ -80,7 +90,8 @@ class _Proof:
             norm.readers = self._readers(norm.output, norm.where)
         self._check_outputs()
         self._check_ties()
-        return Rotatable(self.axis, self._carriers(), self.norms, layer_scales)
+        carriers, stored = self._carriers()
+        return Rotatable(self.axis, carriers, stored, self.norms, layer_scales)
 
     def _carries(self, axes: Iterable[Axis]) -> bool:
         return any(leaf is self.axis for axis in axes for leaf in leaves(axis))
@@ -217,7 +228,7 @@ class _Proof:
                 return []
             contraction = contraction_of(node)
             if contraction is not None and contraction.weight is not None:
-                found.append(_weight_name(node.op.node.inputs[contraction.weight]))
+                found.append(self._name_of(node.op.node.inputs[contraction.weight]))
                 found += [node.op.node.inputs[2].name] if node.op.type in ("Gemm", "Conv") and node.op.has(2) else []
             elif node.op.type in MOVES or node.op.type == "Add":
                 for tensor in node.op.node.inputs:
@@ -242,7 +253,7 @@ class _Proof:
                 contraction = contraction_of(consumer)
                 if contraction is not None and contraction.weight is not None:
                     if any(find(axis) is self.axis for axis in contraction.contracted):
-                        found.append(_weight_name(consumer.op.node.inputs[contraction.weight]))
+                        found.append(self._name_of(consumer.op.node.inputs[contraction.weight]))
                         continue
                 if consumer.op.type not in MOVES:
                     raise self._forbid(consumer, f"reads what {where} scales channel by channel, and is no matrix product")
@@ -260,21 +271,30 @@ class _Proof:
                     )
 
     def _check_ties(self) -> None:
-        readers = {name for norm in self.norms for name in norm.readers}
-        for name in readers:
-            if len(self.analysis.typing.uses[name]) > 1:
-                raise CutError(
-                    f"cannot rotate the width {self.axis.size[0]}: '{name}' is shared (a tied head), so no norm can fold into it"
-                )
+        """A matrix into which a norm's weight folds must belong to the norm's readers alone."""
+        own = set(self.untied.values())
+        for norm in self.norms:
+            for name in norm.readers if norm.gain else ():
+                if name not in own and (name in self.tied or len(self.analysis.typing.uses[name]) > 1):
+                    raise CutError(
+                        f"cannot rotate the width {self.axis.size[0]}: the weight of {norm.where} cannot fold into '{name}', "
+                        f"which is shared; where that is a tied head, rotate{{untie=true}} gives it a matrix of its own"
+                    )
 
-    def _carriers(self) -> dict[str, int]:
+    def _carriers(self) -> tuple[dict[str, int], dict[str, str]]:
         found: dict[str, int] = {}
+        stored: dict[str, str] = {}
         for name, uses in self.analysis.typing.uses.items():
             for use in uses:
+                own = self.untied.get(name, name) if contracting_node(use.node) is not None else name
                 for position, axis in enumerate(use.axes):
                     if find(axis) is self.axis:
-                        found[name] = position
-        return found
+                        found[own], stored[own] = position, name
+        return found, stored
+
+    def _name_of(self, tensor: gs.Tensor) -> str:
+        name = _weight_name(tensor)
+        return self.untied.get(name, name)
 
 
 def _weight_name(tensor: gs.Tensor) -> str:

@@ -1,146 +1,194 @@
-"""Run the part of a graph between some of its tensors, and gather Gram matrices where it runs."""
+"""Run parts of models side by side in one session, and gather Gram matrices there; activations stay on the device."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphclone.bypass import exchange_input, remove_dead
 from graphclone.calibration.session import open_session
 from graphclone.errors import InputError
+from graphclone.graphs import copy_part
 from graphclone.model import Model
 from graphclone.weights import Weight
 
 Feeds = Mapping[str, np.ndarray]
+MASK = "mask/"
+FLOAT = 1  # onnx.TensorProto.FLOAT
 
 
-class Segment:
-    """The part of a model that computes `outputs` from `starts` (tensors that become inputs) and the graph's inputs.
+class Stream:
+    """A model as it runs over batches: its feeds, and the tensors computed so far, which stay where they were computed.
+
+    feeds: one mapping of inputs per batch; replace `model`'s weights as you like between two runs.
 
     Example:
-        Segment(model, ["h.3.out"], ["h.4.out"]).run({"h.3.out": stream, "attention_mask": mask})
+        stream = Stream("parent", model, feeds); stream.hold("h.3.out"); stream.hold("h.4.out"); stream.forget("h.3.out")
     """
 
-    def __init__(self, model: Model, starts: Sequence[str], outputs: Sequence[str], provider: str = "cpu"):
-        part = model.copy()
-        self.outputs = list(outputs)
-        self.passed = [name for name in outputs if name in starts]
-        cut_out(part, starts, [name for name in outputs if name not in starts])
-        self.inputs = [tensor.name for tensor in part.graph.inputs]
-        self.session = open_session(part, provider=provider, mem_reuse=True) if part.graph.outputs else None
+    def __init__(self, name: str, model: Model, feeds: Sequence[Feeds], provider: str = "cpu"):
+        self.name = name
+        self.model = model
+        self.feeds = feeds
+        self.provider = provider
+        self.held: dict[str, list] = {}
 
-    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Return the outputs by name."""
-        found = {name: feeds[name] for name in self.passed}
-        if self.session is not None:
-            names = [output.name for output in self.session.get_outputs()]
-            found |= dict(zip(names, self.session.run(names, {name: feeds[name] for name in self.inputs})))
-        return found
+    def afresh(self) -> "Stream":
+        """Return a stream of the same model that holds nothing."""
+        return Stream(self.name, self.model, self.feeds, self.provider)
+
+    def hold(self, tensor: str) -> None:
+        """Compute a tensor of every batch, from what is held and the inputs, and keep it."""
+        if tensor in self.held or any(tensor == item.name for item in self.model.inputs):
+            return
+        joint = Joint([self])
+        joint.give("held", joint.tensor(self, tensor))
+        session = joint.open()
+        self.held[tensor] = [run(session, batch, device=True)[0] for batch in joint.batches()]
+
+    def forget(self, tensor: str) -> None:
+        """Let go of a held tensor."""
+        self.held.pop(tensor, None)
 
 
-class GramSegment:
-    """A segment that returns no activations but X'X and X'Y, of x with a column of ones and a target given or computed.
+class Joint:
+    """One graph made of parts of several streams, and of operators on top of them.
 
-    x: the tensor [..., K]; y: the target [..., N] fed by name; minus: a tensor the target is reduced by inside, plus: one
-    it is raised by; weights: a mask [batch, sequence] that weighs rows, or None.
+    Example:
+        joint = Joint([parent, child]); joint.give("gap", joint.op("Sub", joint.tensor(parent, "y"), joint.tensor(child, "y")))
+        session = joint.open(); gaps = [run(session, batch)[0] for batch in joint.batches()]
     """
 
-    def __init__(self, model, starts, x: str, width: int, targets: int, minus=(), plus=(), mask=None, provider="cpu"):
-        part = model.copy()
-        tensors = _tensors(part.graph)
-        missing = [name for name in (x, *minus, *plus) if name not in tensors]
-        if missing:
-            raise InputError(f"no tensor '{missing[0]}' to measure")
-        builder = _Builder(part.graph)
-        target = gs.Variable("refit_target", np.float32, [None, targets])
-        rows = builder.node("Reshape", [tensors[x], builder.ints([-1, width])])
-        rows = builder.node("Cast", [rows], to=1)
-        ones = builder.node("Add", [builder.node("Mul", [builder.columns(rows), builder.float(0.0)]), builder.float(1.0)])
-        rows = builder.node("Concat", [rows, ones], axis=1)
-        wanted: gs.Tensor = target
-        for names, op in ((minus, "Sub"), (plus, "Add")):
-            for name in names:
-                other = builder.node("Reshape", [tensors[name], builder.ints([-1, targets])])
-                wanted = builder.node(op, [wanted, other])
-        weighed = rows
-        if mask is not None:
-            weight = builder.node("Cast", [builder.node("Reshape", [tensors[mask], builder.ints([-1, 1])])], to=1)
-            weighed = builder.node("Mul", [rows, weight])
-            square = builder.node("Mul", [builder.node("Mul", [wanted, wanted]), weight])
-        else:
-            square = builder.node("Mul", [wanted, wanted])
-        left = builder.node("Transpose", [weighed], perm=[1, 0])
-        gram = builder.node("MatMul", [left, rows])
-        cross = builder.node("MatMul", [left, wanted])
-        energy = builder.node("ReduceSum", [square], keepdims=0)
-        part.graph.inputs.append(target)
-        names = []
-        for name, tensor in (("refit_gram", gram), ("refit_cross", cross), ("refit_energy", energy)):
-            builder.rename(tensor, name)
-            names.append(name)
-        cut_out(part, starts, names, keep=("refit_target",))
-        self.inputs = [tensor.name for tensor in part.graph.inputs]
-        self.session = open_session(part, provider=provider, mem_reuse=True)
+    def __init__(self, streams: Sequence[Stream]):
+        self.streams = {stream.name: stream for stream in streams}
+        self._wanted: dict[str, dict[str, gs.Tensor]] = {name: {} for name in self.streams}
+        self._nodes: list[gs.Node] = []
+        self._inputs: list[gs.Variable] = []
+        self._outputs: list[gs.Variable] = []
+        self._bound: list[str] = []
+        self._count = 0
 
-    def run(self, feeds: Feeds) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return X'X [K+1, K+1], X'Y [K+1, N] and the energy of Y, in double precision; the last row is of ones."""
-        names = ["refit_gram", "refit_cross", "refit_energy"]
-        gram, cross, energy = self.session.run(names, {name: feeds[name] for name in self.inputs})
-        return gram.astype(np.float64), cross.astype(np.float64), float(energy)
+    def tensor(self, stream: Stream, name: str) -> gs.Tensor:
+        """Return a stream's tensor, to build on."""
+        wanted = self._wanted[stream.name]
+        if name not in wanted:
+            wanted[name] = gs.Variable(f"{stream.name}/{name}")
+        return wanted[name]
 
+    def mask(self, name: str) -> gs.Tensor:
+        """Return the input of the model that marks real tokens, as a column [rows, 1] of booleans."""
+        given = next((item for item in self._inputs if item.name == MASK + name), None)
+        if given is None:
+            given = gs.Variable(MASK + name, np.dtype(np.bool_), [None, 1])
+            self._inputs.append(given)
+        return given
 
-class _Builder:
-    def __init__(self, graph: gs.Graph):
-        self.graph = graph
-        self.count = 0
-
-    def node(self, op: str, inputs: list[gs.Tensor], **attributes) -> gs.Variable:
-        self.count += 1
-        output = gs.Variable(f"refit_{op}_{self.count}")
-        self.graph.nodes.append(gs.Node(op, f"refit_{op}_{self.count}", attributes, inputs, [output]))
+    def op(self, kind: str, *inputs: gs.Tensor, **attributes) -> gs.Variable:
+        """Add an operator and return its output."""
+        self._count += 1
+        output = gs.Variable(f"joint/{self._count}")
+        self._nodes.append(gs.Node(kind, f"joint/{self._count}", attributes, list(inputs), [output]))
         return output
 
-    def ints(self, values: Sequence[int]) -> gs.Constant:
-        self.count += 1
-        return gs.Constant(f"refit_ints_{self.count}", Weight.of(np.array(values, np.int64)))
+    def constant(self, values: object, dtype: type = np.int64) -> gs.Constant:
+        self._count += 1
+        return gs.Constant(f"joint/{self._count}", Weight.of(np.asarray(values, dtype)))
 
-    def float(self, value: float) -> gs.Constant:
-        self.count += 1
-        return gs.Constant(f"refit_float_{self.count}", Weight.of(np.array(value, np.float32)))
+    def rows(self, tensor: gs.Tensor, width: int, channels_at_one: bool = False) -> gs.Variable:
+        """Return a tensor as fp32 rows [T, width]: of [..., width], or of [B, width, ...] with `channels_at_one`."""
+        if channels_at_one:
+            flat = self.op("Reshape", tensor, self.constant([0, width, -1]))  # [B, width, positions]
+            tensor = self.op("Transpose", flat, perm=[0, 2, 1])
+        return self.op("Cast", self.op("Reshape", tensor, self.constant([-1, width])), to=FLOAT)
 
-    def columns(self, rows: gs.Tensor) -> gs.Variable:
-        """Return the first column of a matrix."""
-        return self.node("Slice", [rows, self.ints([0]), self.ints([1]), self.ints([1])])
+    def unfolded(self, tensor: gs.Tensor, channels: int, window: Mapping[str, object], kernel: Sequence[int]) -> gs.Variable:
+        """Return the patches a convolution reads, as rows [T, channels * kernel]: a convolution with unit vectors."""
+        size = int(np.prod(kernel))
+        units = np.tile(np.eye(size).reshape(size, 1, *kernel), (channels, *[1] * (len(kernel) + 1)))
+        cast = self.op("Cast", tensor, to=FLOAT)
+        patches = self.op("Conv", cast, self.constant(units, np.float32), **{**window, "group": channels})
+        return self.rows(patches, channels * size, channels_at_one=True)
 
-    def rename(self, tensor: gs.Variable, name: str) -> None:
-        tensor.name = name
-        tensor.dtype = np.dtype(np.float32)
-        self.graph.outputs.append(tensor)
+    def projected(self, rows: gs.Tensor, onto: np.ndarray | None) -> gs.Tensor:
+        """Return rows [T, N'] of rows [T, N]: on kept positions, in a new basis [N, N'], or as they are."""
+        if onto is None:
+            return rows
+        if onto.ndim == 1:
+            return self.op("Gather", rows, self.constant(onto), axis=1)
+        return self.op("MatMul", rows, self.constant(onto, np.float32))
 
+    def gram(self, parts: Sequence[gs.Tensor | None], mask: str | None = None) -> gs.Variable:
+        """Return Z'Z of the columns of all parts side by side; None stands for a column of ones, `mask` leaves rows out."""
+        first = next(part for part in parts if part is not None)
+        size = self.op("Add", self.op("Mul", self.op("Shape", first), self.constant([1, 0])), self.constant([0, 1]))
+        ones = self.op("ConstantOfShape", size, value=gs.Constant("", np.ones(1, np.float32)))
+        rows = self.op("Concat", *(ones if part is None else part for part in parts), axis=1)
+        if mask is not None:
+            rows = self.op("Where", self.mask(mask), rows, self.constant(0.0, np.float32))
+        return self.op("MatMul", self.op("Transpose", rows, perm=[1, 0]), rows)
 
-def cut_out(part: Model, starts: Sequence[str], outputs: Sequence[str], keep: Sequence[str] = ()) -> None:
-    """Leave of a copied model what computes `outputs` from `starts` and the graph's inputs."""
-    graph = part.graph
-    tensors = _tensors(graph)
-    for name in starts:
-        tensor = tensors.get(name)
-        if tensor is None or not tensor.inputs:
-            continue
-        dtype = tensor.dtype or np.dtype(np.float32)
-        start = gs.Variable(name, dtype, None if tensor.shape is None else [None] * len(tensor.shape))
-        tensor.name = f"{name}_computed"
-        for consumer in list(tensor.outputs):
-            exchange_input(consumer, tensor, start)
-        graph.inputs.append(start)
-        tensors[name] = start
-    graph.outputs[:] = [tensors[name] for name in outputs]
-    for tensor in graph.outputs:
+    def give(self, name: str, tensor: gs.Tensor) -> None:
+        """Make a tensor an output."""
+        output = gs.Variable(name)
+        self._nodes.append(gs.Node("Identity", f"{name}/given", {}, [tensor], [output]))
+        self._outputs.append(output)
+
+    def open(self):
+        """Return the session, on the streams' device; it is fed by `batches`."""
+        nodes: list[gs.Node] = []
+        inputs = list(self._inputs)
+        for stream in self.streams.values():
+            wanted = self._wanted[stream.name]
+            part, found = self._part(stream, wanted)
+            nodes += part
+            known = {item.name for item in stream.model.inputs} | stream.held.keys()
+            inputs += [self._start(found[name]) for name in found if name in known and not found[name].inputs]
+            nodes += [gs.Node("Identity", f"{t.name}/taken", {}, [found[name]], [t]) for name, t in wanted.items()]
+            for name, tensor in wanted.items():
+                tensor.name = f"{stream.name}/taken/{name}"
+        used = {id(tensor) for node in (*nodes, *self._nodes) for tensor in node.inputs}
+        inputs = [tensor for tensor in inputs if id(tensor) in used or tensor.outputs]
+        self._bound = [tensor.name for tensor in inputs]
+        first = next(iter(self.streams.values()))
+        graph = gs.Graph(nodes=[*nodes, *self._nodes], inputs=inputs, outputs=self._outputs, name="joint")
+        return open_session(first.model.holding(graph), provider=first.provider, mem_reuse=True)
+
+    def _part(self, stream: Stream, wanted: Mapping[str, gs.Tensor]) -> tuple[list[gs.Node], dict[str, gs.Tensor]]:
+        try:
+            return copy_part(stream.model.graph, list(wanted), stream.held, f"{stream.name}/")
+        except KeyError as error:
+            raise InputError(f"the main graph computes no tensor {error}") from None
+
+    def _start(self, tensor: gs.Variable) -> gs.Variable:
         tensor.dtype = tensor.dtype or np.dtype(np.float32)
-    remove_dead(graph)
-    graph.inputs[:] = [t for t in graph.inputs if t.outputs or t.name in keep]
+        tensor.shape = None if tensor.shape is None else [None] * len(tensor.shape)
+        return tensor
+
+    def batches(self):
+        """Yield per batch what the session is fed: arrays, and held tensors where they are."""
+        count = len(next(iter(self.streams.values())).feeds)
+        for number in range(count):
+            batch: dict[str, object] = {}
+            for name in self._bound:
+                owner, _, rest = name.partition("/")
+                if name.startswith(MASK):
+                    given = next(s.feeds[number][rest] for s in self.streams.values() if rest in s.feeds[number])
+                    batch[name] = (np.asarray(given) != 0).reshape(-1, 1)
+                else:
+                    stream = self.streams[owner]
+                    batch[name] = stream.held[rest][number] if rest in stream.held else stream.feeds[number][rest]
+            yield batch
 
 
-def _tensors(graph: gs.Graph) -> dict[str, gs.Tensor]:
-    found = {t.name: t for t in graph.inputs}
-    found.update((t.name, t) for node in graph.nodes for t in (*node.inputs, *node.outputs))
-    return found
+def run(session, batch: Mapping[str, object], device: bool = False) -> list:
+    """Return a session's outputs: as arrays, or with `device` as values that stay where they were computed."""
+    binding = session.io_binding()
+    for name, value in batch.items():
+        if isinstance(value, np.ndarray):
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        else:
+            binding.bind_ortvalue_input(name, value)
+    where = "cuda" if device and session.get_providers()[0].startswith("CUDA") else "cpu"
+    for output in session.get_outputs():
+        binding.bind_output(output.name, where)
+    session.run_with_iobinding(binding)
+    return binding.get_outputs() if device else binding.copy_outputs_to_cpu()

@@ -16,7 +16,8 @@ import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis, analyse
 from graphclone.axes.axis import Axis, find
-from graphclone.axes.typed import Site
+from graphclone.axes.contractions import contracting_node
+from graphclone.axes.typed import Site, Use
 from graphclone.bypass import bypass, exchange_input
 from graphclone.errors import CutError
 from graphclone.graphs import walk
@@ -41,7 +42,7 @@ def apply(model: Model, plan: Plan, analysis: Analysis | None = None, native_con
     analysis = analysis or analyse(model)
     cut = resolve(plan, analysis)
     child = carry_out(cut, model, analysis, plan, native_constants=native_constants)
-    if plan.parent or cut.indices or plan.blocks or plan.drop or plan.scale or plan.replace:
+    if plan.parent or cut.indices or plan.blocks or plan.drop or plan.scale or plan.replace or plan.bias or plan.untie:
         child.metadata["graphclone.plan"] = json.dumps(_summary(plan, analysis), sort_keys=True)
         child.metadata["graphclone.parent"] = model.fingerprint
     return child
@@ -83,6 +84,7 @@ def carry_out_traced(
     child = (onto or model).copy()
     surgeon = _Surgeon(model, child, analysis, cut)
     surgeon.edit_weights(plan)
+    surgeon.add_biases(plan)
     surgeon.edit_sites()
     surgeon.edit_shapes()
     bypass(child, analysis, cut, renumber)
@@ -115,38 +117,42 @@ class _Surgeon:
     # weights ----------------------------------------------------------------------------------------------------
 
     def edit_weights(self, plan: Plan) -> None:
-        known = self.typing.uses.keys()
-        for name in (*plan.scale, *plan.replace):
+        known = {*self.typing.uses, *plan.untie.values()}
+        for name in (*plan.scale, *plan.replace, *plan.bias, *plan.untie):
             if name not in known:
                 raise CutError(f"the plan changes an initializer '{name}' that the graph does not have")
+        for name, own in plan.untie.items():
+            if own != name and own in self.typing.uses:
+                raise CutError(f"the plan unties '{name}' as '{own}', which is another initializer of the graph")
         for name, uses in self.typing.uses.items():
-            groups: dict[tuple, list] = defaultdict(list)
-            for use in uses:
-                picks = tuple(self._picks(axis) for axis in use.axes)
-                key = tuple(None if pick is None else pick.tobytes() for pick in picks)
-                groups[key].append((use, picks))
-            changed = name in plan.scale or name in plan.replace
-            if len(groups) == 1 and not changed and not any(next(iter(groups))):
-                continue
-            self._split_uses(name, groups, plan)
+            for own, mine in _owners(name, uses, plan.untie):
+                groups: dict[tuple, list] = defaultdict(list)
+                for use in mine:
+                    picks = tuple(self._picks(axis) for axis in use.axes)
+                    key = tuple(None if pick is None else pick.tobytes() for pick in picks)
+                    groups[key].append((use, picks))
+                changed = own in plan.scale or own in plan.replace or own != name
+                if len(groups) == 1 and not changed and not any(next(iter(groups))):
+                    continue
+                self._split_uses(name, own, groups, plan)
 
     def _picks(self, axis: Axis) -> np.ndarray | None:
         """Return what stays of a weight's axis; of one along which the weight repeats itself, the first entry."""
         return np.zeros(1, np.int64) if id(find(axis)) in self.cut.shrunk else self.cut.picks(axis)
 
-    def _split_uses(self, name: str, groups: Mapping[tuple, list], plan: Plan) -> None:
-        """Give each group of uses that is cut alike its own constant; the first keeps the name."""
+    def _split_uses(self, name: str, own: str, groups: Mapping[tuple, list], plan: Plan) -> None:
+        """Give each group of uses that is cut alike its own constant; the first gets the name `own`."""
         for number, members in enumerate(groups.values()):
             first = members[0][0]
             weight = weight_of(self._constant_of(name, first))
             for axis, pick in enumerate(members[0][1]):
                 if pick is not None:
                     weight = weight.take(axis, pick)
-            if name in plan.replace:
-                weight = self._replacement(name, plan.replace[name], weight)
-            if name in plan.scale:
-                weight = weight.scaled(plan.scale[name])
-            new = gs.Constant(name if number == 0 else self._fresh(f"{name}_{number}"), weight)
+            if own in plan.replace:
+                weight = self._replacement(own, plan.replace[own], weight)
+            if own in plan.scale:
+                weight = weight.scaled(plan.scale[own])
+            new = gs.Constant(own if number == 0 else self._fresh(f"{own}_{number}"), weight)
             for use, _ in members:
                 self._put(name, use, new)
 
@@ -172,6 +178,27 @@ class _Surgeon:
             name += "_"
         self.names.add(name)
         return name
+
+    def add_biases(self, plan: Plan) -> None:
+        """Add the plan's biases behind the operators that multiply with a weight and have none."""
+        for name, value in plan.bias.items():
+            uses = self.typing.uses.get(name, ())
+            reader = contracting_node(uses[0].node) if len(uses) == 1 else None
+            if reader is None:
+                raise CutError(f"the plan adds a bias behind '{name}', which not one operator alone multiplies with")
+            node, window = self.nodes[id(reader)], reader.op == "Conv"
+            size = self.cut.size(self.typing.types[reader.outputs[0].name][1 if window else -1])[0]
+            if np.shape(value) != (size,):
+                raise CutError(f"the plan's bias for '{name}' has shape {np.shape(value)}; after the cut it needs ({size},)")
+            dtype = weight_of(self._constant_of(name, uses[0])).dtype
+            bias = gs.Constant(self._fresh(bias_name(name)), Weight.of(np.asarray(value).astype(dtype)))
+            if window and len(node.inputs) == 2:
+                node.inputs.append(bias)
+                continue
+            output = node.outputs[0]
+            bare = gs.Variable(self._fresh(f"{output.name}_bare"), output.dtype)
+            node.outputs[0] = bare
+            self.after[id(node)].append(gs.Node("Add", self._fresh(f"{node.name}_bias"), {}, [bare, bias], [output]))
 
     # stored sizes -----------------------------------------------------------------------------------------------
 
@@ -425,6 +452,25 @@ class _Surgeon:
                         size[0] if isinstance(listed, int) and len(set(size)) == 1 else listed
                         for size, listed in zip(sizes, tensor.shape)
                     ]
+
+
+def _owners(name: str, uses: Sequence[Use], untie: Mapping[str, str]) -> list[tuple[str, list[Use]]]:
+    """Return the uses of an initializer by the name they read it under: products read a copy where it is untied."""
+    own = untie.get(name, name)
+    if own == name:
+        return [(name, list(uses))]
+    reading = [use for use in uses if contracting_node(use.node) is not None]
+    return [(each, found) for each, found in ((name, [u for u in uses if u not in reading]), (own, reading)) if found]
+
+
+def bias_name(weight: str) -> str:
+    """Return what the bias of a weight is called that has none.
+
+    Example:
+        >>> bias_name("h.0.attn.q_proj.weight"), bias_name("MatMul_12")
+        ('h.0.attn.q_proj.bias', 'MatMul_12_bias')
+    """
+    return f"{weight.removesuffix('weight')}bias" if weight.endswith(".weight") else f"{weight}_bias"
 
 
 def _is_constant(tensor: gs.Tensor, name: str) -> bool:

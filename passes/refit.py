@@ -1,29 +1,34 @@
 """Refit: set each linear operator of the child by least squares, so that it gives what the parent gave."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
+import onnx_graphsurgeon as gs
 from rich.console import Console
 from rich.progress import Progress
 
 from graphclone.axes.axis import Axis, find
-from graphclone.blocks import Block, Half, Stack
+from graphclone.blocks import Half, Stack
 from graphclone.calibration.data import open_data
 from graphclone.calibration.masks import chosen_masks
+from graphclone.calibration.session import resolve_provider
 from graphclone.calibration.statistics import Statistics
 from graphclone.dimensions import axis_key
 from graphclone.errors import InputError
-from graphclone.linears import Linear, find_linears, last_writer, sum_of
+from graphclone.graphs import constants
+from graphclone.linears import Linear, find_linears, heads, last_writer, left_alone, sum_of
 from graphclone.model import Model
 from graphclone.pipeline import Context
 from graphclone.plan import Cut, Plan, resolve
-from graphclone.segments import GramSegment, Segment
-from graphclone.surgery import carry_out
-from graphclone.weights import Weight
+from graphclone.segments import Joint, Stream, run
+from graphclone.surgery import bias_name, carry_out
+from graphclone.weights import Weight, weight_of
+from passes.ridge import EXACTLY, Moments, Solution, Targets, solve
 
 HOLDOUT = 5
+LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,15 @@ class Refit:
     """Fit linear operators in topological order, from the child's own inputs to the parent's outputs on what is kept.
 
     An operator that writes into the residual stream is fitted so that the child's stream equals the parent's at the
-    entry of the next kept block; so it absorbs the blocks removed in between.
+    entry of the next kept block; so it absorbs the blocks removed in between. Operators that share a matrix are fitted
+    together, to the sum of their moments. Convolutions are linear on unfolded patches.
     ridge: towards the plain slice, as a fraction of the mean eigenvalue of the inputs' second moments.
     absorb: whether writers answer for removed blocks. drift: fit to the child's own inputs (else to the parent's).
     only: all operators, or `readouts` (the last writer of each half block alone: what no norm follows).
-    Each fit must lower the error on held-out samples, else the slice stays. Source: arXiv 2608.02829 (compensation on the
-    parent's inputs), ReplaceMe (arXiv 2505.02819: absorbing removed blocks).
+    bias: whether operators that have no bias get one; the framework's own class may have no place for it.
+    untie: whether a tied head gets a matrix of its own, and is fitted; else it stays the embedding's slice.
+    Each fit must lower the error on every fifth batch, which it has not seen, else the slice stays, and a note says so.
+    Source: arXiv 2608.02829 (compensation on the parent's inputs), ReplaceMe (arXiv 2505.02819: absorbing removed blocks).
 
     Example:
         refit{ridge=0.01}
@@ -47,6 +55,8 @@ class Refit:
     absorb: bool = True
     drift: bool = True
     only: str = "all"
+    bias: bool = False
+    untie: bool = False
 
     def run(self, parent: Model, plan: Plan, stats: Statistics | None, context: Context) -> Plan:
         if self.only not in ("all", "readouts"):
@@ -57,60 +67,152 @@ class Refit:
             return plan
         if context.data is None:
             raise InputError("refit runs parent and child on samples; give them with --data")
-        run = _Run(self, parent, plan, cut, context)
-        run.fit()
-        context.notes.extend(run.notes)
-        kept = {name: factor for name, factor in plan.scale.items() if name not in run.fitted}
-        return plan.with_(replace={**plan.replace, **run.fitted}, scale=kept)
+        if self.untie:
+            plan = plan.with_(untie={**heads(context.analysis, parent), **plan.untie})
+        work = _Refitting(self, parent, plan, cut, context)
+        work.run()
+        kept = {name: factor for name, factor in plan.scale.items() if name not in work.fitted}
+        return plan.with_(replace={**plan.replace, **work.fitted}, bias={**plan.bias, **work.biases}, scale=kept)
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """What a writer is fitted to: the sum it joins in should become the parent's tensor `goal`."""
+
+    joined: str
+    goal: str
 
 
 @dataclass
-class _Streams:
-    """Per batch, what later segments start from: the tensors computed so far, by name."""
+class _Task:
+    """Operators with the same inputs, to be solved from one Gram matrix.
 
-    parent: list[dict[str, np.ndarray]] = field(default_factory=list)
-    child: list[dict[str, np.ndarray]] = field(default_factory=list)
+    linears: one or, of a shared matrix, several uses per matrix. aims: of the uses of a writer, else empty.
+    shared: whether the matrix has uses all over the graph, so that no held tensor shortens the way to them.
+    """
+
+    order: int
+    linears: list[list[Linear]]
+    aims: tuple[_Aim, ...] = ()
+
+    @property
+    def shared(self) -> bool:
+        return len(self.linears[0]) > 1
 
 
-class _Run:
+class _Refitting:
     def __init__(self, options: Refit, parent: Model, plan: Plan, cut: Cut, context: Context):
         self.options = options
-        self.parent = parent
+        self.plan = plan
         self.cut = cut
         self.context = context
         self.analysis = context.analysis
-        self.child = carry_out(cut, parent, context.analysis, plan, renumber=False)
-        self.linears = find_linears(context.analysis, parent)
-        self.feeds = [dict(batch.feeds) for batch in open_data(context.data, parent)]
-        self.mask = self._mask()
-        self.streams = _Streams([{} for _ in self.feeds], [{} for _ in self.feeds])
-        self.fitted: dict[str, np.ndarray] = {}
-        self.notes: list[str] = []
-        self.fallbacks = 0
+        main = {tensor.name for node in parent.graph.nodes for tensor in node.outputs} | {t.name for t in parent.inputs}
         gone = [b for s in self.analysis.stacks for b in s.blocks if b.index not in cut.blocks[s.prefix]]
         self.bypassed = {part.exit: part.entry for part in (*gone, *cut.dropped)}
+        lost = {n for b in gone for h in b.halves for n in h.nodes} | {n for h in cut.dropped for n in h.nodes}
+        found = find_linears(self.analysis, parent, plan.untie)
+        self.linears = [n for n in found if n.number not in lost and n.x in main and n.y in main]
+        self.stacks = [stack for stack in self.analysis.stacks if set(stack.points) <= main]
+        self.weights = parent.weights
+        self.added = self._new_biases()
+        zeros = {n.weight: np.zeros(cut.size(n.outer[0])[0]) for n in self.linears if n.weight in self.added}
+        child = carry_out(cut, parent, self.analysis, plan.with_(bias={**plan.bias, **zeros}), renumber=False)
+        self.places = {constant.name: constant for constant in constants(child.graph)}
+        feeds = [dict(batch.feeds) for batch in open_data(context.data, parent)]
+        self.masks = chosen_masks(parent, context.mask, feeds[0])
+        provider = resolve_provider(context.provider)
+        self.parent = Stream("parent", parent, feeds, provider)
+        self.child = Stream("child", child, [self._child_feeds(batch) for batch in feeds], provider)
+        self.fitted: dict[str, np.ndarray] = {}
+        self.biases: dict[str, np.ndarray] = {}
+        self.slices: list[tuple[str, str]] = []
+        self.errors: list[Solution] = []
 
-    def _mask(self) -> str | None:
-        masks = chosen_masks(self.parent, None, self.feeds[0])
-        return masks[0] if len(masks) == 1 else None
+    def _new_biases(self) -> set[str]:
+        """Return the weights whose operators have no bias and may get one."""
+        if not self.options.bias:
+            return set()
+        uses = self.analysis.typing.uses
+        able = [n for n in self.linears if n.bias is None and len(uses[n.weight]) == 1 and len(n.outer) == 1]
+        return {n.weight for n in able if n.weight not in self.plan.bias and bias_name(n.weight) not in uses}
+
+    def _child_feeds(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the feeds on what the child keeps of their axes."""
+        found = {}
+        for name, values in feeds.items():
+            for position, axis in enumerate(self.analysis.typing.types[name] or ()):
+                onto = self._onto([axis])
+                if onto is not None:
+                    values = np.take(values, onto, position) if onto.ndim == 1 else np.moveaxis(
+                        np.tensordot(values, onto, (position, 0)), -1, position).astype(values.dtype)  # fmt: skip
+            found[name] = values
+        return found
 
     # order ------------------------------------------------------------------------------------------------------
 
-    def fit(self) -> None:
-        inside = {n for s in self.analysis.stacks for b in s.blocks for h in b.halves for n in h.nodes}
+    def run(self) -> None:
+        self.aims = self._aims()
+        steps = [(task.order, 0, self._solve, (task,)) for task in self._tasks(self.aims)]
+        for stack in self.stacks:
+            first = self._number(stack.points[0])
+            steps.append((first, 1, self._advance, (stack, stack.points[0])))
+            for half, after in self._kept_halves(stack):
+                steps.append((max(half.nodes), 1, self._advance, (stack, after)))
         with Progress(console=Console(stderr=True), disable=not self.context.progress) as progress:
-            task = progress.add_task("refitting", total=len(self.linears))
-            for stack in self.analysis.stacks:
-                self._advance([], stack.points[0], stack.points[0])
-                kept = [stack.blocks[i] for i in self.cut.blocks[stack.prefix]]
-                for block, following in zip(kept, [*kept[1:], None]):
-                    self._block(stack, block, following)
-                    progress.update(task, advance=self._count(block))
-            tail = [linear for linear in self.linears if linear.number not in inside and self._is_behind(linear)]
-            self._fit_group(tail, {})
-            progress.update(task, completed=len(self.linears))
-        if self.fallbacks:
-            self.notes.append(f"refit: {self.fallbacks} fits did not lower the held-out error and stay plain slices")
+            bar = progress.add_task("refitting", total=len(self.linears))
+            for _, _, step, arguments in sorted(steps, key=lambda item: item[:2]):
+                progress.advance(bar, step(*arguments))
+            progress.update(bar, completed=len(self.linears))
+        self._tell()
+
+    def _number(self, tensor: str) -> int:
+        """Return the number of the node that computes a tensor, -1 for an input."""
+        nodes = enumerate(self.analysis.typing.nodes)
+        return next((n for n, node in nodes if any(t.name == tensor for t in node.op.node.outputs)), -1)
+
+    def _kept_halves(self, stack: Stack) -> list[tuple[Half, str]]:
+        """Return the half blocks that stay, each with the parent's point of the stream where the next one begins."""
+        kept = [h for i in self.cut.blocks[stack.prefix] for h in stack.blocks[i].halves if h not in self.cut.dropped]
+        return [(half, after.entry if after else stack.points[-1]) for half, after in zip(kept, [*kept[1:], None])]
+
+    def _aims(self) -> dict[int, _Aim]:
+        """Return what each last writer of a half block is fitted to, by its number."""
+        found: dict[int, _Aim] = {}
+        for stack in self.stacks:
+            order = [half for block in stack.blocks for half in block.halves]
+            for half, after in self._kept_halves(stack):
+                joined = sum_of(half, self.analysis)
+                writer = last_writer(half, joined, self.linears, self.analysis) if joined else None
+                if writer is None:
+                    continue
+                last = next((h for h in reversed(order) if h.exit == after), half)
+                goal = sum_of(last, self.analysis) if self.options.absorb else joined
+                found[writer.number] = _Aim(joined, goal or joined)
+        return found
+
+    def _tasks(self, aims: Mapping[int, _Aim]) -> list[_Task]:
+        """Group operators by the tensors they read, so that each Gram matrix is gathered once."""
+        chosen = [n for n in self.linears if self.options.only == "all" or n.number in aims]
+        matrices: dict[str, list[Linear]] = defaultdict(list)
+        for linear in chosen:
+            matrices[linear.shared].append(linear)
+        groups: dict[tuple, _Task] = {}
+        for uses in matrices.values():
+            found = tuple(aims[n.number] for n in uses if n.number in aims)
+            aimed = found if len(found) == len(uses) else ()
+            key = (tuple(n.x for n in uses), str(uses[0].window), uses[0].number if aimed else None)
+            groups.setdefault(key, _Task(uses[0].number, [], aimed)).linears.append(uses)
+        return list(groups.values())
+
+    def _advance(self, stack: Stack, point: str) -> int:
+        """Let both streams hold the state at one of the parent's points, and let go of the states before it."""
+        sums = {aim.goal for aim in self.aims.values()}
+        for stream, name in ((self.parent, point), (self.child, self._in_child(point))):
+            stream.hold(name)
+            for other in [held for held in stream.held if held != name and (held in stack.points or held in sums)]:
+                stream.forget(other)
+        return 0
 
     def _in_child(self, name: str) -> str:
         """Return the child's tensor for one of the parent's: the exit of a dropped span is its entry."""
@@ -118,193 +220,164 @@ class _Run:
             name = self.bypassed[name]
         return name
 
-    def _count(self, block: Block) -> int:
-        inside = {n for half in block.halves for n in half.nodes}
-        return sum(linear.number in inside for linear in self.linears)
+    # one Gram matrix --------------------------------------------------------------------------------------------
 
-    def _is_behind(self, linear: Linear) -> bool:
-        last = max((n for s in self.analysis.stacks for b in s.blocks for h in b.halves for n in h.nodes), default=-1)
-        return linear.number > last
-
-    def _block(self, stack: Stack, block: Block, following: Block | None) -> None:
-        """Fit the operators of one kept block, then move both streams to the next kept block's entry."""
-        halves = [half for half in block.halves if half not in self.cut.dropped]
-        targets: dict[str, tuple[str, str]] = {}  # y of a writer -> (sum in the child, tensor of the parent it aims at)
-        for position, half in enumerate(halves):
-            joined = sum_of(half, self.analysis)
-            writer = last_writer(half, joined, self.linears, self.analysis) if joined else None
-            if writer is None:
+    def _solve(self, task: _Task) -> int:
+        """Gather a Gram matrix, and solve for each matrix that it serves."""
+        for aim in task.aims if not task.shared else ():
+            self.parent.hold(aim.goal)
+        moments = self._gather(task)
+        for uses in task.linears:
+            linear = uses[0]
+            before = self._now(linear)
+            intercept = linear.bias is not None or linear.weight in self.added
+            found = solve(moments, self._targets(linear, task), before, self.options.ridge, intercept)
+            if found.weights is None:
+                self.slices += [(linear.where, found.why)] if found.why != EXACTLY else []
                 continue
-            after = halves[position + 1] if position + 1 < len(halves) else following
-            aim = self._aim(stack, half, after) if self.options.absorb else joined
-            targets[writer.y] = (joined, aim or joined)
-        inside = {n for half in halves for n in half.nodes}
-        self._fit_group([linear for linear in self.linears if linear.number in inside], targets)
-        end = following.entry if following is not None else stack.points[-1]
-        self._advance(stack.points, end, self._in_child(end))
+            self.errors.append(found)
+            for use in uses:
+                self._place(use, found.weights)
+        return sum(map(len, task.linears))
 
-    def _aim(self, stack: Stack, half: Half, after: Half | Block | None) -> str | None:
-        """Return the parent's tensor that a half block's sum should equal: that of the last half before what follows."""
-        order = [h for block in stack.blocks for h in block.halves]
-        entry = after.entry if after is not None else None
-        before = [h for h in order if h.exit == entry] if entry is not None else order[-1:]
-        return sum_of(before[-1], self.analysis) if before else sum_of(half, self.analysis)
+    def _gather(self, task: _Task) -> Moments:
+        """Sum z z' over all rows, z = [x, 1, t], where the activations are.
 
-    def _advance(self, points: Sequence[str], parent_end: str, child_end: str) -> None:
-        """Compute the parent's stream at one tensor and the child's at another; both go by the parent's name."""
-        for model, held, end in ((self.parent, self.streams.parent, parent_end), (self.child, self.streams.child, child_end)):
-            starts = list(held[0])
-            segment = Segment(model, starts, [end])
-            for feeds, known in zip(self.feeds, held):
-                value = segment.run({**feeds, **known})[end]
-                for name in set(known) & set(points):
-                    del known[name]
-                known[end] = value
+        A shared matrix is read before and behind what is held, so that its uses are computed from the inputs.
+        """
+        both = (self.parent, self.child)
+        parent, child = (each.afresh() for each in both) if task.shared else both
+        joint = Joint([parent, child])
+        total: gs.Tensor | None = None
+        for position, linear in enumerate(task.linears[0]):
+            if self.options.drift:
+                x = self._inputs(joint, linear, joint.tensor(child, self._in_child(linear.x)), self.cut)
+            if not (self.options.drift and task.aims):
+                t = self._inputs(joint, linear, joint.tensor(parent, linear.x), None)
+            if not self.options.drift:
+                x = joint.projected(t, self._onto(linear.inner))
+            if task.aims:
+                t = self._wanted(joint, linear, task.aims[position], parent, child)
+            gram = joint.gram([x, None, t], self._mask(linear))
+            total = gram if total is None else joint.op("Add", total, gram)
+        joint.give("gram", total)
+        session = joint.open()
+        moments = Moments(int(np.prod([self.cut.size(axis)[0] for axis in task.linears[0][0].inner])))
+        count = len(self.parent.feeds)
+        for number, batch in enumerate(joint.batches()):
+            moments.add(run(session, batch)[0], held=count > 1 and number % HOLDOUT == min(HOLDOUT, count) - 1)
+        return moments
 
-    # one group --------------------------------------------------------------------------------------------------
+    def _inputs(self, joint: Joint, linear: Linear, tensor: gs.Tensor, cut: Cut | None) -> gs.Tensor:
+        """Return what an operator reads as rows, of the parent or, with a cut, of the child."""
+        sizes = [find(axis).size[0] if cut is None else cut.size(axis)[0] for axis in linear.inner]
+        if linear.window is not None:
+            return joint.unfolded(tensor, sizes[0], linear.window, sizes[1:])
+        return joint.rows(tensor, int(np.prod(sizes)))
 
-    def _fit_group(self, linears: Sequence[Linear], targets: Mapping[str, tuple[str, str]]) -> None:
-        """Fit operators between where the streams stand and the next point, in order."""
-        chosen = [n for n in linears if self.options.only == "all" or n.y in targets]
-        wanted = list(dict.fromkeys(name for n in chosen for name in [targets[n.y][1] if n.y in targets else n.y]))
-        inputs = [] if self.options.drift else [n.x for n in chosen]
-        if not chosen:
+    def _wanted(self, joint: Joint, linear: Linear, aim: _Aim, parent: Stream, child: Stream) -> gs.Tensor:
+        """Return what a writer should give: what is missing of the parent's sum in the child's, or in the parent's own."""
+
+        def rows(stream: Stream, name: str) -> gs.Tensor:
+            axes = [find(axis).size[0] if stream is parent else self.cut.size(axis)[0] for axis in linear.outer]
+            return joint.rows(joint.tensor(stream, name), int(np.prod(axes)), linear.window is not None)
+
+        onto = self._onto(linear.outer)
+        goal = rows(parent, aim.goal)
+        if self.options.drift:
+            others = joint.op("Sub", rows(child, self._in_child(aim.joined)), rows(child, linear.y))
+            return joint.op("Sub", joint.projected(goal, onto), others)
+        others = joint.op("Sub", rows(parent, aim.joined), rows(parent, linear.y))
+        return joint.projected(joint.op("Sub", goal, others), onto)
+
+    def _targets(self, linear: Linear, task: _Task) -> Targets:
+        width = int(np.prod([self.cut.size(axis)[0] for axis in linear.outer]))
+        if task.aims:
+            return Targets.of(width)
+        weight = _matrix(self.weights[linear.weight], linear)
+        bias = self.weights[linear.bias].load().reshape(-1) if linear.bias else np.zeros(weight.shape[1], weight.dtype)
+        return Targets(width, weight, bias, self._onto(linear.outer))
+
+    def _onto(self, axes: Sequence[Axis]) -> np.ndarray | None:
+        """Return what the child keeps of axes side by side: positions, a basis [N, N'], or None for all."""
+        found: np.ndarray | None = None
+        kept = [self.context.bases.get(axis_key(axis), self.cut.picks(axis)) for axis in axes]
+        if all(each is None for each in kept):
+            return None
+        for axis, each in zip(axes, kept):
+            size = find(axis).size[0]
+            each = np.arange(size) if each is None else each
+            if found is None:
+                found = each
+            elif found.ndim == each.ndim == 1:
+                found = (found[:, None] * size + each[None]).reshape(-1)
+            else:
+                raise InputError("refit: an axis in a new basis stands beside another one; leave rotate out")
+        return found
+
+    def _mask(self, linear: Linear) -> str | None:
+        """Return the mask whose tokens are an operator's rows."""
+        axes = self.analysis.typing.nodes[linear.number].op.axes[0][: -len(linear.inner)]
+        if linear.window is not None:
+            return None
+        masks = {name: self.analysis.typing.types[name] for name in self.masks}
+        same = [name for name, each in masks.items() if [id(find(a)) for a in each] == [id(find(a)) for a in axes]]
+        rows = [int(np.prod([find(a).size[p] for a in axes])) for p in range(2)]
+        alike = [n for n, each in masks.items() if [int(np.prod([find(a).size[p] for a in each])) for p in range(2)] == rows]
+        return same[0] if same else alike[0] if len(alike) == 1 else None
+
+    # weights ----------------------------------------------------------------------------------------------------
+
+    def _now(self, linear: Linear) -> np.ndarray:
+        """Return the child's weight and bias, [K+1, N]."""
+        weight = _matrix(weight_of(self.places[linear.own]), linear)
+        name = self._bias(linear)
+        bias = weight_of(self.places[name]).load().reshape(1, -1) if name else np.zeros((1, weight.shape[1]), weight.dtype)
+        return np.vstack([weight, bias])
+
+    def _bias(self, linear: Linear) -> str | None:
+        return bias_name(linear.weight) if linear.weight in self.added else linear.bias
+
+    def _place(self, linear: Linear, both: np.ndarray) -> None:
+        """Put new weights into the child and into the plan."""
+        stored = weight_of(self.places[linear.own])
+        shape = [stored.shape[i] for i in np.argsort(linear.order)]
+        self._put(linear.own, both[:-1].reshape(shape).transpose(linear.order))
+        name = self._bias(linear)
+        if name is None:
             return
-        segment = Segment(self.parent, list(self.streams.parent[0]), [*wanted, *(i for i in inputs if i not in wanted)])
-        given = [segment.run({**feeds, **known}) for feeds, known in zip(self.feeds, self.streams.parent)]
-        for linear in chosen:
-            name = targets[linear.y][1] if linear.y in targets else linear.y
-            goals = [self._project(batch[name], linear.outer) for batch in given]
-            inner = [self._project(batch[linear.x], linear.inner) for batch in given] if inputs else None
-            self._fit(linear, goals, targets.get(linear.y), inner)
+        self._put(name, both[-1].reshape(weight_of(self.places[name]).shape))
+        if linear.weight in self.added:
+            self.biases[linear.weight] = self.fitted.pop(name)
 
-    def _project(self, values: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
-        """Return the parent's rows on what the child keeps of the last axes, [T, N']."""
-        lead = values.ndim - len(axes)
-        for i, axis in enumerate(axes):
-            basis = self.context.bases.get(axis_key(axis))
-            if basis is not None:
-                values = np.moveaxis(np.tensordot(values, basis, (lead + i, 0)), -1, lead + i)
-            elif (picks := self.cut.picks(axis)) is not None:
-                values = np.take(values, picks, lead + i)
-        return values.reshape(int(np.prod(values.shape[:lead])), -1).astype(np.float32)
-
-    def _fit(self, linear: Linear, goals: Sequence[np.ndarray], target, inner: Sequence[np.ndarray] | None) -> None:
-        width = int(np.prod([self.cut.size(axis)[0] for axis in linear.inner]))
-        outputs = goals[0].shape[1]
-        train, held = _Moments.zero(width, outputs), _Moments.zero(width, outputs)
-        for i, moments in enumerate(self._grams(linear, goals, target, width, outputs, inner)):
-            group = held if len(self.feeds) > 1 and i % HOLDOUT == HOLDOUT - 1 else train
-            group.add(moments)
-        if not held.rows:
-            held = train
-        weight, bias, place = self._current(linear)
-        before = np.vstack([weight, bias[None]])
-        after = solve(train, before, self.options.ridge, linear.bias is not None)
-        if after is None or held.error(after) > held.error(before):
-            self.fallbacks += 1
-            return
-        place(after)
-
-    def _grams(self, linear, goals, target, width, outputs, inner) -> Iterator[tuple]:
-        if inner is not None and target is None:
-            for x, y in zip(inner, goals):
-                rows = np.hstack([x.astype(np.float64), np.ones((len(x), 1))])
-                yield rows.T @ rows, rows.T @ y, float((y.astype(np.float64) ** 2).sum())
-            return
-        minus, plus = ([self._in_child(target[0])], [linear.y]) if target is not None else ([], [])
-        mask = self.mask if self._rows_are_tokens(linear) else None
-        starts = list(self.streams.child[0])
-        segment = GramSegment(self.child, starts, self._in_child(linear.x), width, outputs, minus, plus, mask)
-        for feeds, known, goal in zip(self.feeds, self.streams.child, goals):
-            yield segment.run({**feeds, **known, "refit_target": goal})
-
-    def _rows_are_tokens(self, linear: Linear) -> bool:
-        if self.mask is None:
-            return False
-        node = self.analysis.typing.nodes[linear.number]
-        axes = node.op.axes[0][: len(node.op.axes[0]) - len(linear.inner)]
-        sizes = [find(axis).size for axis in self.analysis.typing.types[self.mask]]
-        rows = tuple(int(np.prod([axis.size[p] for axis in axes])) for p in range(2))
-        return rows == tuple(int(np.prod([size[p] for size in sizes])) for p in range(2))
-
-    def _current(self, linear: Linear):
-        """Return the child's weight [K, N] and bias [N], and a function that puts new ones in their place."""
-        places = {
-            t.name: (node, slot)
-            for node in self.child.graph.nodes
-            for slot, t in enumerate(node.inputs)
-            if t.name in (linear.weight, linear.bias)
-        }
-        node, slot = places[linear.weight]
-        stored = node.inputs[slot]._values.load()
-        inverse = np.argsort(linear.order)
-        flat = stored.transpose(inverse)
-        shape = flat.shape
-        width = int(np.prod(shape[: len(linear.inner)]))
-        weight = flat.reshape(width, -1).astype(np.float64)
-        bias_place = places.get(linear.bias) if linear.bias else None
-        old_bias = bias_place[0].inputs[bias_place[1]]._values.load() if bias_place else None
-        bias = np.zeros(weight.shape[1]) if old_bias is None else old_bias.astype(np.float64).reshape(-1)
-
-        def place(both: np.ndarray) -> None:
-            new = both[:-1].reshape(shape).transpose(linear.order).astype(stored.dtype)
-            self._put(linear.weight, node, slot, np.ascontiguousarray(new))
-            if old_bias is not None:
-                self._put(linear.bias, *bias_place, both[-1].reshape(old_bias.shape).astype(old_bias.dtype))
-
-        return weight, bias, place
-
-    def _put(self, name: str, node, slot: int, value: np.ndarray) -> None:
-        constant = node.inputs[slot]
-        constant._values = Weight.of(value)
+    def _put(self, name: str, value: np.ndarray) -> None:
+        value = np.ascontiguousarray(value.astype(weight_of(self.places[name]).dtype))
+        self.places[name]._values = Weight.of(value)
         self.fitted[name] = value
 
+    # what the user is told --------------------------------------------------------------------------------------
 
-@dataclass
-class _Moments:
-    """Sums over rows: of x x', x y' (the last entry of x is one), of y y's trace; and how many rows."""
-
-    gram: np.ndarray
-    cross: np.ndarray
-    energy: float = 0.0
-
-    @staticmethod
-    def zero(width: int, outputs: int) -> "_Moments":
-        return _Moments(np.zeros((width + 1, width + 1)), np.zeros((width + 1, outputs)))
-
-    @property
-    def rows(self) -> float:
-        return self.gram[-1, -1]
-
-    def add(self, moments: tuple[np.ndarray, np.ndarray, float]) -> None:
-        self.gram += moments[0]
-        self.cross += moments[1]
-        self.energy += moments[2]
-
-    def error(self, weights: np.ndarray) -> float:
-        """Return the squared error of y = x W + b over the rows."""
-        return self.energy - 2 * np.sum(self.cross * weights) + np.sum(weights * (self.gram @ weights))
+    def _tell(self) -> None:
+        notes = self.context.notes
+        if self.errors:
+            before, after = (np.mean([getattr(each, name) for each in self.errors]) for name in ("before", "after"))
+            notes.append(f"refit: {len(self.errors)} matrices; their mean error on samples held out {before:.3g}, now {after:.3g}")
+        if len(self.parent.feeds) == 1:
+            notes.append("refit: one batch alone, so none is held out; fits are judged on the samples they were made from")
+        notes += _listed("stay plain slices", self.slices)
+        notes += _listed("are left alone", left_alone(self.analysis, self.parent.model, self.plan.untie))
 
 
-def solve(moments: _Moments, before: np.ndarray, ridge: float, intercept: bool) -> np.ndarray | None:
-    """Return the ridge solution [K+1, N], drawn towards the weights before; None where it is not finite.
+def _matrix(weight: Weight, linear: Linear) -> np.ndarray:
+    """Return an initializer as W [K, N]."""
+    array = weight.load().transpose(np.argsort(linear.order))
+    return array.reshape(int(np.prod(array.shape[: len(linear.inner)])), -1)
 
-    ridge: a fraction of the mean eigenvalue of the inputs' second moments; the intercept is not drawn.
-    """
-    size = len(before) if intercept else len(before) - 1
-    gram = moments.gram[:size, :size].copy()
-    residual = (moments.cross - moments.gram @ before)[:size]
-    strength = ridge * np.trace(moments.gram[:-1, :-1]) / max(len(before) - 1, 1)
-    gram[np.arange(len(before) - 1), np.arange(len(before) - 1)] += max(strength, 1e-12)
-    if intercept:
-        gram[-1, -1] += 1e-9 * max(moments.rows, 1.0)
-    try:
-        step = scipy.linalg.cho_solve(scipy.linalg.cho_factor(gram), residual)
-    except (scipy.linalg.LinAlgError, ValueError):
-        return None
-    if not np.isfinite(step).all():
-        return None
-    result = before.copy()
-    result[:size] += step
-    return result
+
+def _listed(what: str, found: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a line that names the first few nodes and why."""
+    if not found:
+        return []
+    shown = "; ".join(f"{where}: {why}" for where, why in found[:LISTED])
+    more = f"; and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return [f"refit: {len(found)} operators {what}: {shown}{more}"]

@@ -1,5 +1,6 @@
 """Rotate: one orthogonal change of basis of the residual stream, so that a cut keeps its main directions."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from graphclone.calibration.statistics import Statistics
 from graphclone.calibration.taps import Moment, Tap
 from graphclone.dimensions import Dimension, axis_key
 from graphclone.errors import CutError
+from graphclone.linears import heads
 from graphclone.model import Model
 from graphclone.pipeline import Context
 from graphclone.plan import Cut, Plan, resolve
@@ -26,6 +28,7 @@ class Rotate:
     LayerNorm d' - 1 of them, mapped into the mean-free subspace of R^d', where the operator stays exact:
     M = V U' with U orthogonal to the vector of ones. Each norm's gain becomes sqrt(kept energy / d'), a number.
     Runs after `width`, which sets the sizes.
+    untie: a tied head, into which no norm can fold, gets a matrix of its own; the framework's class may have no place for it.
     skip: where a node forbids it, tell and go on with the plan as it is, instead of raising CutError.
 
     Example:
@@ -34,6 +37,7 @@ class Rotate:
 
     name = "rotate"
     skip: bool = False
+    untie: bool = False
 
     def run(self, parent: Model, plan: Plan, stats: Statistics | None, context: Context) -> Plan:
         cut = resolve(plan, context.analysis)
@@ -50,35 +54,35 @@ class Rotate:
         return plan
 
     def _rotate(self, parent: Model, plan: Plan, cut: Cut, dimension: Dimension, context: Context) -> Plan:
-        proof = rotatable(context.analysis, dimension.axes[0])
+        untied = {**(heads(context.analysis, parent) if self.untie else {}), **plan.untie}
+        proof = rotatable(context.analysis, dimension.axes[0], parent.ties, untied)
         gone = _dropped_tensors(context, cut)
         norms = [norm for norm in proof.norms if norm.output not in gone]
         if not norms:
             raise CutError(f"cannot rotate '{dimension.name}': no norm reads it, so there is no covariance to balance")
         weights = parent.weights
-        values = {name: weights[name].load().astype(np.float64) for name in proof.carriers}
-        second = _second_moments(parent, norms, values, context)
-        kept = cut.size(proof.axis)[0]
-        basis = _basis(sum(moment / np.trace(moment) for moment in second), kept, any(n.centred for n in norms))
-        _fold(proof, values)
-        _set_norms(norms, values, second, basis)
+        vectors = {name: weights[name].load().astype(np.float64) for name in _vectors(proof)}
+        second = _second_moments(parent, norms, vectors, context)
+        basis = _basis(sum(moment / np.trace(moment) for moment in second), cut.size(proof.axis)[0], any(n.centred for n in norms))
         replaced = {}
-        owned = {name for norm in proof.norms for name in (norm.gain, norm.shift) if name}
-        dropped = owned - {name for norm in norms for name in (norm.gain, norm.shift) if name}
+        for name, value in _new_vectors(proof, norms, vectors, second, basis).items():
+            replaced[name] = value.astype(weights[name].dtype)
+        factors = _factors(proof, vectors)
         for name, position in proof.carriers.items():
-            if name in dropped:
+            if name in vectors:
                 continue
-            array = values[name]
-            if name not in owned:
-                array = np.moveaxis(np.tensordot(array, basis, (position, 0)), -1, position)
-            for axis, pick in enumerate(_other_picks(context, cut, name, position)):
-                if pick is not None:
-                    array = np.take(array, pick, axis)
-            replaced[name] = array.astype(weights[name].dtype)
+            stored = weights[proof.stored[name]]
+            array = stored.load().astype(np.float64)
+            for factor in factors.get(name, ()):
+                array *= factor.reshape([-1 if axis == position else 1 for axis in range(array.ndim)])
+            array = np.moveaxis(np.tensordot(array, basis, (position, 0)), -1, position)
+            for axis, pick in enumerate(_other_picks(context, cut, proof.stored[name], position)):
+                array = array if pick is None else np.take(array, pick, axis)
+            replaced[name] = array.astype(stored.dtype)
         context.bases[axis_key(proof.axis)] = basis
         context.notes.append(_told(dimension, second, basis))
         scale = {name: factor for name, factor in plan.scale.items() if name not in replaced}
-        return plan.with_(replace={**plan.replace, **replaced}, scale=scale)
+        return plan.with_(replace={**plan.replace, **replaced}, scale=scale, untie=untied)
 
 
 def _told(dimension: Dimension, second: list[np.ndarray], basis: np.ndarray) -> str:
@@ -101,11 +105,16 @@ def _second_moments(parent: Model, norms: list[Norm], values: dict, context: Con
     for norm in norms:
         moment, mean = found.second_moment(Moment(norm.output)), found.mean(Tap(norm.output))
         shift = values[norm.shift].reshape(-1) if norm.shift else np.zeros(len(mean))
-        gain = values[norm.gain].reshape(-1) if norm.gain else np.ones(len(mean))
-        gain = np.where(np.abs(gain) < SMALLEST_GAIN, SMALLEST_GAIN, gain)
+        gain = _gain(norm, values, len(mean))
         centred = moment - np.outer(shift, mean) - np.outer(mean, shift) + np.outer(shift, shift)
         result.append(centred / np.outer(gain, gain))
     return result
+
+
+def _gain(norm: Norm, values: dict[str, np.ndarray], size: int) -> np.ndarray:
+    """Return a norm's weight, to divide by."""
+    gain = values[norm.gain].reshape(-1) if norm.gain else np.ones(size)
+    return np.where(np.abs(gain) < SMALLEST_GAIN, SMALLEST_GAIN, gain)
 
 
 def _basis(covariance: np.ndarray, kept: int, mean_free: bool) -> np.ndarray:
@@ -134,37 +143,41 @@ def mean_free_basis(size: int) -> np.ndarray:
     return reflection[:, 1:]
 
 
-def _fold(proof: Rotatable, values: dict[str, np.ndarray]) -> None:
-    """Multiply norm weights into the matrices that read them, layer scales into those that write them."""
+def _factors(proof: Rotatable, vectors: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Return what folds into each matrix: the weights of norms it reads behind, the layer scales it writes in front of."""
+    found: dict[str, list[np.ndarray]] = defaultdict(list)
     for norm in proof.norms:
         for reader in norm.readers if norm.gain else ():
-            values[reader] *= _along(values[norm.gain], values[reader].ndim, proof.carriers[reader])
+            found[reader].append(vectors[norm.gain])
     for scale, writers in proof.layer_scales.items():
         for writer in writers:
-            values[writer] *= _along(values[scale], values[writer].ndim, proof.carriers[writer])
-        values[scale] = np.ones_like(values[scale])
+            found[writer].append(vectors[scale])
+    return found
 
 
-def _along(vector: np.ndarray, rank: int, position: int) -> np.ndarray:
-    return vector.reshape([-1 if axis == position else 1 for axis in range(rank)])
+def _vectors(proof: Rotatable) -> set[str]:
+    """Return the initializers that scale or shift channel by channel."""
+    return {name for norm in proof.norms for name in (norm.gain, norm.shift) if name} | set(proof.layer_scales)
 
 
-def _set_norms(norms: list[Norm], values: dict[str, np.ndarray], second: list[np.ndarray], basis: np.ndarray) -> None:
-    """Give each norm its gain as a number, and its bias in the new basis, as its readers take it now."""
-    gains: dict[str, list[float]] = {}
-    old = {norm.gain: values[norm.gain].reshape(-1) for norm in norms if norm.gain}
+def _new_vectors(
+    proof: Rotatable, norms: list[Norm], vectors: dict[str, np.ndarray], second: list[np.ndarray], basis: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return each norm's gain as a number, its bias in the new basis as its readers take it now, layer scales of one."""
+    size, kept = basis.shape
+    found = {name: np.ones((*vectors[name].shape[:-1], kept)) for name in proof.layer_scales}
+    gains: dict[str, list[float]] = defaultdict(list)
     for norm, moment in zip(norms, second):
         if norm.gain:
-            gains.setdefault(norm.gain, []).append(float(np.sqrt(np.trace(basis.T @ moment @ basis) / basis.shape[1])))
-    for norm in norms:
+            gains[norm.gain].append(float(np.sqrt(np.trace(basis.T @ moment @ basis) / kept)))
         if norm.shift:
-            weight = old[norm.gain] if norm.gain else np.ones(len(basis))
-            weight = np.where(np.abs(weight) < SMALLEST_GAIN, SMALLEST_GAIN, weight)
-            shape = [*values[norm.shift].shape[:-1], basis.shape[1]]
-            values[norm.shift] = ((values[norm.shift].reshape(-1) / weight) @ basis).reshape(shape)
+            old = vectors[norm.shift]
+            new = ((old.reshape(-1) / _gain(norm, vectors, size)) @ basis).reshape(*old.shape[:-1], kept)
+            if not np.allclose(found.setdefault(norm.shift, new), new):
+                raise CutError(f"cannot rotate: '{norm.shift}' is the bias of several norms with different weights")
     for name, several in gains.items():
-        shape = [*values[name].shape[:-1], basis.shape[1]]
-        values[name] = np.full(shape, np.mean(several))
+        found[name] = np.full((*vectors[name].shape[:-1], kept), np.mean(several))
+    return found
 
 
 def _other_picks(context: Context, cut: Cut, name: str, position: int) -> list[np.ndarray | None]:

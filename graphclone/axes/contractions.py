@@ -6,12 +6,17 @@ import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Axis
 from graphclone.axes.notation import Pattern, parse
-from graphclone.axes.typed import TypedNode
+from graphclone.axes.typed import TypedNode, Use
+from graphclone.dtypes import holds_weights
+from graphclone.weights import weight_of
 
 CONTRACTING = {
     "MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "FusedMatMul", "FusedGemm", "MatMulInteger", "QLinearMatMul",
-    "FusedConv", "NhwcFusedConv",
+    "FusedConv", "NhwcFusedConv", "MatMulNBits", "QGemm", "QLinearConv", "ConvInteger", "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
 }  # fmt: skip
+BLOCKWISE = {"MatMulNBits"}
+SECOND_OPERAND = {"QLinearMatMul": 3, "QGemm": 3, "QLinearConv": 3}
 REARRANGING = {
     "Transpose", "Reshape", "Cast", "DequantizeLinear", "Squeeze", "Unsqueeze", "Identity", "Gather", "GatherND", "Slice",
 }  # fmt: skip
@@ -31,13 +36,13 @@ class Contraction:
 def contraction_of(node: TypedNode) -> Contraction | None:
     """Return how a node contracts, or None; com.microsoft.Attention contracts its input with its weight."""
     op = node.op
-    packed = op.type == "Attention" and op.domain == "com.microsoft"
+    packed = op.type in ("Attention", "QAttention") and op.domain == "com.microsoft"
     if not node.text or not node.constrains or (op.type not in CONTRACTING and not packed):
         return None
     signature = parse(node.text)
     if len(signature.inputs) < 2:
         return None
-    second = 3 if op.type == "QLinearMatMul" else 1
+    second = SECOND_OPERAND.get(op.type, 1)
     first_names, second_names = (_names(signature.inputs[slot]) for slot in (0, second))
     output_names = _names(signature.outputs[0])
     contracted = [n for n in first_names if n in second_names and n not in output_names]
@@ -49,26 +54,54 @@ def contraction_of(node: TypedNode) -> Contraction | None:
     weight = weights[-1] if len(weights) < 2 and weights else (second if weights else None)
     activation = 0 if weight != 0 else second
     bound = node.bound
+    axes = tuple(bound[n] for n in contracted if n in bound)
     return Contraction(
-        tuple(bound[n] for n in contracted if n in bound),
+        _whole(node, signature.inputs[0], output_names) if op.type in BLOCKWISE else axes,
         (*spread, *(bound[n] for n in shared if n in bound)),
         activation,
         weight,
     )
 
 
+def _whole(node: TypedNode, patterns: tuple[Pattern, ...], kept: list[str]) -> tuple[Axis, ...]:
+    """Return the axes of the first input that do not reach the output, whole, whatever blocks they consist of."""
+    places = [i - len(patterns) for i, pattern in enumerate(patterns) if pattern.kind != "broadcast"]
+    return tuple(node.op.axes[0][i] for i in places if not set(_names((patterns[i],))) & set(kept))
+
+
 def derives_from_constant(tensor: gs.Tensor) -> bool:
     """Tell whether a tensor is an initializer, or rearranged, picked, dequantized or cast from one."""
+    return constant_behind(tensor) is not None
+
+
+def constant_behind(tensor: gs.Tensor) -> gs.Constant | None:
+    """Return the initializer that a tensor is, or is rearranged, picked, dequantized or cast from."""
     for _ in range(8):
         if isinstance(tensor, gs.Constant):
-            return True
+            return tensor
         if not tensor.inputs:
-            return False
+            return None
         producer = tensor.inputs[0]
         if producer.op not in REARRANGING:
-            return False
+            return None
         tensor = producer.inputs[0]
-    return False
+    return None
+
+
+def is_weight(use: Use) -> bool:
+    """Tell whether a use of an initializer reads numbers that were learned, not indices: also those of few bits."""
+    if use.node is None:
+        return False
+    weight = weight_of(use.node.inputs[use.slot])
+    return holds_weights(weight.onnx_dtype) or (use.node.op == "DequantizeLinear" and use.slot == 0)
+
+
+def contracting_node(node: gs.Node | None) -> gs.Node | None:
+    """Return the node that contracts an initializer which a node reads: itself, or what reads its Transpose; else None."""
+    while node is not None and node.op == "Transpose":
+        readers = node.outputs[0].outputs
+        node = readers[0] if len(readers) == 1 else None
+    return node if node is not None and node.op in CONTRACTING else None
 
 
 def _names(patterns: tuple[Pattern, ...]) -> list[str]:

@@ -6,11 +6,12 @@ from functools import cached_property
 from pathlib import Path
 
 from graphclone.analysis import Analysis, analyse
+from graphclone.calibration.data import Batches, open_data
 from graphclone.calibration.statistics import Statistics
 from graphclone.cli.difference import print_difference
 from graphclone.cli.finish import check_outputs, finish
 from graphclone.cli.measuring import measured
-from graphclone.cli.terminal import out
+from graphclone.cli.terminal import err, out
 from graphclone.importance import BLOCK_RULES, METRICS, Metric
 from graphclone.model import Model
 from graphclone.pipeline import Context, Pipeline
@@ -31,6 +32,11 @@ class Samples:
         """How a command line names them, without the folder."""
         given = {"--data": self.data, "--stats": self.stats}
         return next(((flag, path.name) for flag, path in given.items() if path is not None), ())
+
+    def batches(self, parent: Model) -> Batches | None:
+        """Return the batches for passes that run models themselves."""
+        chosen = {name: self.choices.get(name) for name in ("batch_size", "batches")}
+        return None if self.data is None else open_data(self.data, parent, **chosen)
 
     def read(self, parent: Model, analysis: Analysis) -> Statistics | None:
         """Return statistics of the parent, or None where neither is given."""
@@ -92,8 +98,11 @@ class Job:
         result = steps.run(
             self.parent,
             stats,
-            data=self.samples.data,
+            data=self.samples.batches(self.parent),
             seed=self.seed,
+            progress=err().is_terminal,
+            provider=self.samples.choices.get("provider", "auto"),
+            mask=self.samples.choices.get("mask"),
             analysis=self.analysis,
             native_constants=self.native_constants,
         )
