@@ -410,10 +410,10 @@ class _Places:
                 readers[name].add(self.blocks[i])
 
     def key(self, node: int, leaf: Axis) -> tuple:
-        """Return what sorts a width used by a node: by how many linear operators before it, inputs, outputs, size."""
+        """Return what sorts a width used by a node: by how many linear operators are before it, inputs and outputs."""
         contraction = self.contractions[node]
         read = contraction is not None and any(leaf is other for axis in contraction.contracted for other in leaves(axis))
-        return (self.depth[node] - read, self.first_input[node], self.first_output[node], leaf.size[0])
+        return (self.depth[node] - read, self.first_input[node], self.first_output[node])
 
     def kind(self, nodes: Iterable[int]) -> str:
         """Return `stem` for what some of the nodes contribute to a stack, else `head`."""

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from graphclone.op import Op
+from graphclone.op import Op, Values
 
 
 class WrappedIndices:
@@ -59,6 +59,12 @@ class WrappedIndices:
                 table[output] = table[chosen]
 
 
+def _number(value: Values | None) -> float | None:
+    """Return the one number that a tensor holds in every probe, or None."""
+    numbers = None if value is None else np.unique(np.concatenate([np.ravel(entry) for entry in value]))
+    return float(numbers[0]) if numbers is not None and len(numbers) == 1 else None
+
+
 def _is_zero(op: Op, slot: int) -> bool:
     value = op.value(slot)
     return value is not None and all(not np.any(entry) for entry in value)
@@ -67,13 +73,12 @@ def _is_zero(op: Op, slot: int) -> bool:
 def _clipped(op: Op, names: list[str], origin: dict[str, str]) -> tuple[str, float] | None:
     """Return the graph input whose values a node clips from above at most, and the bound; None for other nodes."""
     slot = next((slot for slot, name in enumerate(names) if name in origin), None)
-    bounds = {other: op.value(other) for other in range(len(names)) if other != slot and op.has(other)}
-    if slot is None or any(value is None or np.ptp(value) for value in bounds.values()) or {"min", "max"} & {*op.node.attrs}:
+    bounds = {other: _number(op.value(other)) for other in range(len(names)) if other != slot and op.has(other)}
+    if slot is None or None in bounds.values() or {"min", "max"} & {*op.node.attrs}:
         return None
-    numbers = {other: float(np.max(value)) for other, value in bounds.items()}
     if op.type == "Clip":
-        lower, upper = numbers.get(1, 0), numbers.get(2, math.inf)
+        lower, upper = bounds.get(1, 0), bounds.get(2, math.inf)
     else:
-        lower, upper = (max(numbers.values()), math.inf) if op.type == "Max" else (0, min(numbers.values()))
+        lower, upper = (max(bounds.values()), math.inf) if op.type == "Max" else (0, min(bounds.values()))
     passes = lower <= 0 and (slot == 0 or op.type != "Clip")
     return (origin[names[slot]], upper) if passes else None
