@@ -348,7 +348,8 @@ class _Writer:
             values = self.random.integers(-100, 100, (ins, outs), dtype=np.int8)
             self.initializers[whole] = onnx.numpy_helper.from_array(values, whole)
             self.widths += [(whole, axis) for axis in free]
-        scale = self.weight(f"{name}_scale", outs, middle=0.01, spread=0.002)
+        step = 1 / (58 * ins**0.5)  # the whole numbers deviate by 58
+        scale = self.weight(f"{name}_scale", outs, middle=step, spread=step / 5)
         zero = f"{self.scope}.{name}_zero"
         self.initializers[zero] = onnx.numpy_helper.from_array(np.arange(outs).astype(np.int8) % 5, zero)
         return self.op("DequantizeLinear", whole, scale, zero, axis=1)
