@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Axis, find, first_lock, is_fill, is_static, is_unit, leaves
-from graphclone.axes.contractions import Contraction, contraction_of
+from graphclone.axes.contractions import Contraction, contraction_of, is_weight
 from graphclone.axes.typed import AxisTyping, TypedNode
 from graphclone.blocks import Block, Stack, stream_axes
+from graphclone.dtypes import is_float
 from graphclone.flow import ATTENTION_OPS, attention_nodes
+from graphclone.weights import weight_of
 
 ORDER = ("hidden", "heads", "kv_heads", "queries_per_kv", "head_dim", "v_head_dim", "experts", "ffn", "vocab", "free")
 
@@ -114,7 +116,7 @@ class _Namer:
         carriers: dict[int, set[str]] = defaultdict(set)
         for name, uses in self.typing.uses.items():
             for use in uses:
-                if use.node is not None and not _is_float_constant(use):
+                if use.node is not None and not is_weight(use):
                     continue
                 for axis in use.axes:
                     for leaf in leaves(axis):
@@ -249,22 +251,20 @@ class _Namer:
             if contraction is None or contraction.weight is None:
                 continue
             for axis in contraction.contracted:
-                for leaf in leaves(axis):
-                    if id(leaf) not in taken and is_static(leaf) and not is_unit(leaf) and self.carriers.get(id(leaf)):
-                        widths.setdefault(id(leaf), leaf)
-                        key = self.places.key(i, leaf)
-                        keys[id(leaf)] = min(key, keys.get(id(leaf), key))
+                for width in [find(axis)] if _is_in_groups(axis) else leaves(axis):
+                    free = not {id(leaf) for leaf in leaves(width)} & taken
+                    if free and is_static(width) and not is_unit(width) and self._weights_of([width]):
+                        widths.setdefault(id(width), width)
+                        key = self.places.key(i, width)
+                        keys[id(width)] = min(key, keys.get(id(width), key))
         if not widths:
             return
-        main = max(widths.values(), key=lambda leaf: (leaf.lock is None, self._volume(leaf)))
-        others = sorted((leaf for leaf in widths.values() if leaf is not main), key=lambda leaf: keys[id(leaf)])
-        for number, leaf in enumerate(others):
-            self._add("ffn", leaf, f"{base}ffn_{number}", prefix, block)
+        main = max(widths.values(), key=lambda width: (lock_of(width) is None, width.size[0] * self._weights_of([width])))
+        others = sorted((width for width in widths.values() if width is not main), key=lambda width: keys[id(width)])
+        for number, width in enumerate(others):
+            self._add("ffn", width, f"{base}ffn_{number}", prefix, block)
         self._add("ffn", main, f"{base}ffn", prefix, block)
-        self.ffn_leaves |= set(widths)
-
-    def _volume(self, leaf: Axis) -> int:
-        return leaf.size[0] * len(self.carriers.get(id(leaf), ()))
+        self.ffn_leaves |= {id(leaf) for width in widths.values() for leaf in leaves(width)}
 
     def _vocabulary(self) -> None:
         """Name what ids range over, what logits have first, then the largest; an untied head's output goes with it."""
@@ -334,13 +334,15 @@ class _Namer:
                 self._add("free", leaf, name if len(members) == 1 else f"{name}_{number}", prefix, index)
 
     def _fixed_name(self, leaf: Axis, node: TypedNode, slot: int) -> str:
-        """Return a name for a locked width that nothing else names: channels, kernel, unknown or positions, numbered."""
+        """Name a locked width that nothing else names: channels, kernel, packing, unknown or positions, numbered."""
         if "of graph input" in leaf.lock:
             kind = "channels"
         elif leaf.lock.startswith("no axis rule"):
             kind = "unknown"
         elif node.op.type.startswith("Conv") and slot == 1:
             kind = "kernel"
+        elif not is_float(weight_of(node.op.node.inputs[slot]).onnx_dtype):
+            kind = "packing"
         else:
             kind = "positions"
         taken = {name for entry in self.found.values() for name in entry.names}
@@ -368,7 +370,7 @@ class _Namer:
             first.role,
             tuple(axes),
             tuple(names[1:]),
-            next((reason for axis in axes if (reason := first_lock(axis))), None),
+            next((reason for axis in axes if (reason := lock_of(axis))), None),
             first.stack,
             tuple(sorted({block for entry in group for block in entry.blocks})),
             self._weights_of(axes),
@@ -441,6 +443,20 @@ def _firsts(reads: Sequence[Sequence[str]], gives: Sequence[Sequence[str]], star
     return found
 
 
+def lock_of(axis: Axis) -> str | None:
+    """Return why an axis cannot be cut, or None; of a product one factor suffices: it is then cut in whole groups."""
+    axis = find(axis)
+    if axis.kind != "product":
+        return first_lock(axis)
+    parts = [part for part in axis.parts if not is_unit(part)]
+    return None if any(lock_of(part) is None for part in parts) else first_lock(axis)
+
+
+def _is_in_groups(axis: Axis) -> bool:
+    """Tell whether an axis is cut in whole groups: a product with a factor that is locked and one that is not."""
+    return find(axis).kind == "product" and lock_of(axis) is None and first_lock(axis) is not None
+
+
 def _static_parts(axes: Iterable[Axis]) -> list[Axis]:
     """Return the static axes larger than one; where there is none, those inside products (batch x heads)."""
     axes = list(axes)
@@ -451,11 +467,6 @@ def _static_parts(axes: Iterable[Axis]) -> list[Axis]:
 def _outer_parts(axis: Axis) -> tuple[Axis, ...]:
     axis = find(axis)
     return tuple(find(part) for part in axis.parts) if axis.kind == "product" else (axis,)
-
-
-def _is_float_constant(use) -> bool:
-    tensor = use.node.inputs[use.slot]
-    return tensor._values.dtype.kind not in "iubSU"
 
 
 def axis_key(axis: Axis) -> tuple:

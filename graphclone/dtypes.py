@@ -52,6 +52,18 @@ def is_float(onnx_dtype: int) -> bool:
     return numpy_dtype(onnx_dtype).kind in "fc" or "FLOAT" in TensorProto.DataType.Name(onnx_dtype)
 
 
+def holds_weights(onnx_dtype: int) -> bool:
+    """Tell whether weights are stored in a type: real numbers, or whole ones of at most eight bits.
+
+    Example:
+        >>> [holds_weights(dtype) for dtype in (TensorProto.BFLOAT16, TensorProto.UINT4, TensorProto.INT64, TensorProto.BOOL)]
+        [True, True, False, False]
+    """
+    if is_float(onnx_dtype):
+        return True
+    return onnx_dtype not in (TensorProto.STRING, TensorProto.BOOL) and bits(onnx_dtype) <= 8
+
+
 def pack(array: np.ndarray) -> bytes:
     """Return an array's bytes as `raw_data` holds them."""
     return numpy_helper.from_array(np.ascontiguousarray(array)).raw_data

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import find, free_leaves, is_static, is_unit
-from graphclone.axes.contractions import Contraction, contraction_of
+from graphclone.axes.contractions import Contraction, constant_behind, contraction_of
 from graphclone.axes.notation import parse
 from graphclone.axes.typed import AxisTyping, TypedNode
+from graphclone.dtypes import holds_weights
 from graphclone.graphs import walk
+from graphclone.weights import weight_of
 
 PRIME = (1 << 61) - 1
-RENAMING = {"Identity", "Cast"}
+RENAMING = {"Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}
+REAL_AGAIN = {
+    "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "QAttention", "Shape", "Size",
+}  # fmt: skip
 ATTENTION_OPS = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
@@ -34,6 +39,7 @@ class Flow:
             if node.constrains and (node.text or node.op.type != "If"):
                 self._add_steps(number, node)
         self.order: dict[str, int] = {}
+        self.rounded = self._find_rounded()
         self.consumers: dict[str, list[int]] = defaultdict(list)
         for i, names in enumerate(self.gives):
             self.order.update((name, i) for name in names)
@@ -58,6 +64,15 @@ class Flow:
             self.number.append(number)
             self.reads.append(inputs)
             self.gives.append(outputs)
+
+    def _find_rounded(self) -> set[str]:
+        """Return the activations that hold whole numbers to a scale of their own: none can stand in for another."""
+        found: set[str] = set()
+        for i, node in enumerate(self.nodes):
+            rounds = node.op.type in ("QuantizeLinear", "DynamicQuantizeLinear", "QGemm") or node.op.type.startswith("QLinear")
+            if rounds or (node.op.type not in REAL_AGAIN and any(name in found for name in self.reads[i])):
+                found.update(self.gives[i][:1] if node.op.type == "DynamicQuantizeLinear" else self.gives[i])
+        return found
 
     def outputs_of(self, index: int) -> list[str]:
         return self.gives[index]
@@ -135,7 +150,7 @@ class Flow:
     def stream_type(self, name: str) -> tuple | None:
         """Return what points of one stream share: the rank and the static axes."""
         axes = self.typing.types.get(name)
-        if not axes or len(axes) < 2:
+        if not axes or len(axes) < 2 or name in self.rounded:
             return None
         static = [find(axis) for axis in axes if is_static(axis) and not is_unit(axis)]
         return (len(axes), tuple(id(a) if free_leaves(a) else a.size[0] for a in static)) if static else None
@@ -171,8 +186,9 @@ def is_fused_sum(node: gs.Node) -> bool:
 
 def _has_matrix(node: TypedNode) -> bool:
     for tensor in node.op.node.inputs:
-        if isinstance(tensor, gs.Constant) and tensor._values.dtype.kind not in "iub":
-            if sum(n > 1 for n in tensor._values.shape) >= 2:
+        constant = constant_behind(tensor)
+        if constant is not None and holds_weights(weight_of(constant).onnx_dtype):
+            if sum(n > 1 for n in weight_of(constant).shape) >= 2:
                 return node.op.type not in ("Add", "Sub", "Mul", "Where", "Div")
     return False
 

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from graphclone.axes.registry import Store, Typing, rule
 
 GROUP = "graphclone.rules"
-FAMILIES = ("elementwise", "reductions", "contraction", "structure", "indexing", "generators", "attention")
+FAMILIES = ("elementwise", "reductions", "contraction", "quantized", "structure", "indexing", "generators", "attention")
 
 
 @cache

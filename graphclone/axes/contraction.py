@@ -13,21 +13,6 @@ def matmul(op: Op) -> str:
     return f"{first}, {second} -> {output}"
 
 
-def matmul_integer(op: Op) -> str:
-    """MatMul of quantized inputs; zero points per tensor, per row or per column."""
-    left = "." if not op.has(2) or op.axes[2] == [] else "m?"
-    right = "." if not op.has(3) or op.axes[3] == [] else "n?"
-    return f"... m k, ... k n, {left}, {right} -> ... m n"
-
-
-def qlinear_matmul(op: Op) -> str:
-    def per(slot: int, name: str) -> str:
-        return "." if op.rank(slot) == 0 or op.sizes(slot) == [(1, 1)] else name
-
-    inputs = ["... m k", per(1, "m"), per(2, "m"), "... k n", per(4, "n"), per(5, "n"), ".", "."]
-    return f"{', '.join(inputs)} -> ... m n"
-
-
 def fused_matmul(op: Op) -> str:
     """MatMul whose operands may be transposed."""
     first = "... k m" if op.attribute("transA", 0) else "... m k"
@@ -96,8 +81,6 @@ def transposed_convolution(op: Op) -> Typing | None:
 
 
 rule("MatMul", matmul)
-rule("MatMulInteger", matmul_integer)
-rule("QLinearMatMul", qlinear_matmul)
 rule("Gemm", gemm)
 rule("Einsum", einsum)
 rule("Conv", convolution)

@@ -19,6 +19,7 @@ BLOCKWISE = {"MatMulNBits"}
 SECOND_OPERAND = {"QLinearMatMul": 3, "QGemm": 3, "QLinearConv": 3}
 REARRANGING = {
     "Transpose", "Reshape", "Cast", "DequantizeLinear", "Squeeze", "Unsqueeze", "Identity", "Gather", "GatherND", "Slice",
+    "Split",
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Axis rules of operators that act entry by entry and broadcast."""
 
-from graphclone.axes.registry import Typing, letters, rule
+from graphclone.axes.registry import rule
 from graphclone.op import Op
 
 UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid
@@ -21,24 +21,8 @@ def unary(op: Op) -> str:
     return ", ".join(["..."] + ["."] * (len(op.node.inputs) - 1)) + " -> " + ", ".join(["..."] * op.output_count)
 
 
-def quantize(op: Op) -> Typing | str | None:
-    """Scales and zero points are scalars, or lie along one axis; blocked ones fix the blocked axis."""
-    names = letters(op.rank(0))
-    tensor = " ".join(names)
-    if op.rank(1) == 0 or op.sizes(1) == [(1, 1)]:
-        return f"{tensor}, ., . -> {tensor}"
-    axis = op.axis(op.rank(0), 1)
-    if op.rank(1) == 1:
-        return f"{tensor}, {names[axis]}, {names[axis]} -> {tensor}"
-    scale = " ".join("_" if i == axis else name for i, name in enumerate(names))
-    return Typing(f"{tensor}, {scale}, {scale} -> {tensor}", fixed=(names[axis],))
-
-
 rule(UNARY, unary)
 rule(BROADCASTING, broadcasting)
 rule(["Identity", "Cast"], "... -> ...", moves=True)
 rule("CastLike", "..., . -> ...", moves=True)
-rule(["QuantizeLinear", "DequantizeLinear"], quantize)
-rule("DynamicQuantizeLinear", "... -> ..., ., .")
 rule(["BiasAdd", "BiasGelu", "FastGelu", "Gelu", "QuickGelu"], broadcasting, domain="com.microsoft")
-rule(["QuantizeLinear", "DequantizeLinear"], quantize, domain="com.microsoft")

@@ -9,7 +9,7 @@ from graphclone.analysis import Analysis
 from graphclone.blocks import Stack
 from graphclone.cli.terminal import out
 from graphclone.dimensions import Dimension
-from graphclone.dtypes import is_float, numpy_dtype
+from graphclone.dtypes import holds_weights, numpy_dtype
 from graphclone.model import Model
 
 
@@ -50,10 +50,10 @@ def write_json(value: dict) -> None:
 
 
 def parameters(model: Model) -> int:
-    """Count the values of float initializers; a matrix that is stored twice counts once."""
+    """Count the values of initializers that hold weights; a matrix that is stored twice counts once."""
     repeated = {tie.second for tie in model.ties}
     counted = (weight for name, weight in model.weights.items() if name not in repeated)
-    return sum(weight.size for weight in counted if is_float(weight.onnx_dtype))
+    return sum(weight.size for weight in counted if holds_weights(weight.onnx_dtype))
 
 
 def producer(model: Model) -> str:

@@ -11,7 +11,7 @@ from graphclone.blocks import Block, Stack
 from graphclone.cli import rows
 from graphclone.cli.description import parameters, producer, type_name
 from graphclone.cli.terminal import count, out, plural, print_table, size, spans, table
-from graphclone.dtypes import is_float
+from graphclone.dtypes import holds_weights
 from graphclone.model import Model
 
 LISTED = 8  # nodes without a rule that are named
@@ -40,7 +40,7 @@ def halves(block: Block) -> str:
 def _head(model: Model) -> Text:
     text = Text(model.path.name if model.path else "model", style="bold cyan")
     weights = model.weights.values()
-    types = sorted({weight.dtype.name for weight in weights if is_float(weight.onnx_dtype)})
+    types = sorted({weight.dtype.name for weight in weights if holds_weights(weight.onnx_dtype)})
     facts = [plural(parameters(model), "parameter"), ", ".join(types), size(sum(weight.nbytes for weight in weights))]
     facts += [f"opset {model.opset}", producer(model)]
     return text.append("\n" + " · ".join(filter(None, facts)), style="default not bold")

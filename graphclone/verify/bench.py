@@ -7,11 +7,13 @@ import numpy as np
 
 from graphclone.analysis import Analysis
 from graphclone.axes.axis import Axis, find, free_leaves, is_fill, is_static, leaves
-from graphclone.dtypes import is_float
+from graphclone.axes.contractions import is_weight
+from graphclone.axes.typed import Use
 from graphclone.model import Model
 from graphclone.plan import Cut, with_fills
 from graphclone.surgery import carry_out
 from graphclone.verify.inputs import Feeds
+from graphclone.verify.rounding import rounds, unrounded
 from graphclone.verify.running import Outputs, run
 from graphclone.verify.weights import perturbed
 
@@ -42,7 +44,17 @@ class Bench:
         )
         large = 4 * sum(weight.size for weight in model.weights.values()) > LARGE_BYTES
         bench = Bench(model, analysis, copy, fitted, _blocks(analysis, JUDGED_BLOCKS if large else None))
-        return replace(bench, outputs=tuple(run(bench.whole(copy), fitted)))
+        return replace(bench, outputs=tuple(bench.run(bench.whole(copy), fitted)))
+
+    def run(self, model: Model, probes: Sequence[Feeds]) -> list[Outputs]:
+        """Return a model's outputs, its activations not rounded: what is the same in theory is then the same."""
+        return run(unrounded(model), probes)
+
+    @property
+    def notes(self) -> str:
+        """What a reader should know of how this model is judged."""
+        found = ["" if self.is_whole else " in the first blocks, because the model is large"]
+        return "".join([*found, ", activations not rounded" if rounds(self.copy) else ""])
 
     @property
     def is_whole(self) -> bool:
@@ -103,16 +115,16 @@ class Bench:
         typing, weights = self.analysis.typing, self.model.weights
         axes: list[Axis] = [axis for dimension in self.analysis.dimensions for axis in dimension.axes]
         for name, uses in typing.uses.items():
-            if name in weights and is_float(weights[name].onnx_dtype):
-                axes += [axis for use in uses for axis in use.axes]
+            if name in weights:
+                axes += [axis for use in uses if is_weight(use) for axis in use.axes]
         for tensor in self.model.inputs:
             axes += typing.types.get(tensor.name) or ()
         return list({id(leaf): leaf for axis in axes for leaf in free_leaves(axis) if not is_fill(leaf)}.values())
 
     @property
-    def integers(self) -> list[str]:
-        """The names of initializers that hold whole numbers: indices, or weights of few bits."""
-        return [name for name, weight in self.model.weights.items() if weight.dtype.kind in "iub"]
+    def indices(self) -> list[Use]:
+        """The uses of initializers that are no weights: positions, sizes, conditions."""
+        return [use for uses in self.analysis.typing.uses.values() for use in uses if not is_weight(use)]
 
     def name(self, atom: Axis) -> str:
         """Return how a person calls an atom: its dimensions, or an initializer that carries it."""

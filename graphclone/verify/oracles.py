@@ -52,7 +52,7 @@ def _zero(name: str, bench: Bench, kept: Mapping[Axis, np.ndarray]) -> Check:
         cut = bench.cut({atom: kept[atom] for atom in atoms})
         feeds = [_zeroed_inputs(bench, cut, bench.feeds(cut, probe)[0]) for probe in bench.probes]
         parent = bench.whole(zeroed(bench.model, bench.copy, bench.analysis.typing, cut))
-        return _compare(bench, cut, lambda: run(parent, feeds))
+        return _compare(bench, cut, lambda: bench.run(parent, feeds))
 
     return _judge(name, bench, list(kept), figure)
 
@@ -82,8 +82,8 @@ def _judge(name: str, bench: Bench, atoms: list[Axis], figure: Callable[[Sequenc
         return Check(name, True, 0.0, TOLERANCE, "nothing to cut that it could judge")
     total = figure(atoms)
     if total <= TOLERANCE:
-        blocks = "" if bench.is_whole else " in the first blocks, because the model is large"
-        return Check(name, True, total, TOLERANCE, f"{len(atoms)} axes{blocks}")
+        notes = "" if name == "half cut" and bench.is_whole else bench.notes
+        return Check(name, True, total, TOLERANCE, f"{len(atoms)} axes{notes}")
     culprits = _culprits(atoms, lambda some: figure(some) > TOLERANCE)
     listed = ", ".join(bench.name(atom) for atom in culprits[:3])
     more = f" and {len(culprits) - 3} more together" if len(culprits) > 3 else " together" if len(culprits) > 1 else ""
@@ -104,7 +104,7 @@ def _culprits(atoms: list[Axis], fails: Callable[[list[Axis]], bool]) -> list[Ax
 def _compare(bench: Bench, cut: Cut, parent: Callable) -> float:
     """Return how far the child of a cut is from what the parent's outputs say; `inf` where it does not run."""
     try:
-        results = run(bench.child(cut), [bench.feeds(cut, feeds)[1] for feeds in bench.probes])
+        results = bench.run(bench.child(cut), [bench.feeds(cut, feeds)[1] for feeds in bench.probes])
     except (GraphcloneError, ArithmeticError, LookupError, ValueError):
         return float("inf")
     wanted = [bench.expected(cut, outputs) for outputs in parent()]
@@ -138,7 +138,7 @@ def _statistic_atoms(bench: Bench) -> set[int]:
     """Return the ids of atoms that some operator takes statistics over, divides by the size of, or indexes with."""
     typing = bench.analysis.typing
     found: list[Axis] = [axis for site in typing.sites if site.kind == "denominator" for axis in site.axes]
-    found += [axis for name in bench.integers for use in typing.uses.get(name, ()) for axis in use.axes]
+    found += [axis for use in bench.indices for axis in use.axes]
     for node in typing.nodes:
         signature = parse(node.text) if node.text and node.constrains else None
         for pattern in (

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from graphclone.axes.contractions import is_weight
 from graphclone.axes.typed import AxisTyping
-from graphclone.dtypes import is_float
 from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.plan import Cut
@@ -91,12 +91,12 @@ def zeroed(parent: Model, copy: Model, typing: AxisTyping, cut: Cut) -> Model:
         for number, members in enumerate(groups.values()):
             first, picks = members[0]
             weight = weight_of(nodes[id(first.node)].inputs[first.slot])
-            if not is_float(weight.onnx_dtype):
+            if not is_weight(first):
                 continue
             fresh = f"{name}_zeroed_{number}"
             while fresh in names:
                 fresh += "_"
-            constant = gs.Constant(fresh, Weight(_Zeroed(weight, picks)))
+            constant = gs.Constant(fresh, Weight(_Zeroed(weight, picks, _zero_point(nodes[id(first.node)], first.slot))))
             for use, _ in members:
                 nodes[id(use.node)].inputs[use.slot] = constant
     return copy
@@ -149,9 +149,11 @@ class _Raised(Source):
 
 
 class _Zeroed(Source):
-    def __init__(self, weight: Weight, picks: Iterable[np.ndarray | None]):
+    """A weight with the dropped entries set to `zero`, which broadcasts."""
+
+    def __init__(self, weight: Weight, picks: Iterable[np.ndarray | None], zero: np.ndarray):
         super().__init__(weight.shape, weight.onnx_dtype)
-        self.weight, self.picks = weight, tuple(picks)
+        self.weight, self.picks, self.zero = weight, tuple(picks), zero
 
     def array(self) -> np.ndarray:
         values = self.weight.load()
@@ -159,11 +161,34 @@ class _Zeroed(Source):
             if pick is not None:
                 mask = np.zeros(values.shape[axis], bool)
                 mask[pick] = True
-                values = np.where(mask.reshape((-1,) + (1,) * (values.ndim - axis - 1)), values, values.dtype.type(0))
+                zero = self.zero.astype(values.dtype)
+                values = np.where(mask.reshape((-1,) + (1,) * (values.ndim - axis - 1)), values, zero)
         return values
 
     def packed(self) -> bytes:
         return self.array().tobytes()
+
+
+ZERO_POINTS = {
+    "DequantizeLinear": {0: 2}, "MatMulInteger": {1: 3}, "ConvInteger": {1: 3}, "QLinearMatMul": {3: 5}, "QGemm": {3: 5},
+    "QLinearConv": {3: 5}, "MatMulIntegerToFloat": {1: 5}, "DynamicQuantizeMatMul": {1: 3}, "QAttention": {1: 7},
+}  # fmt: skip
+"""Where a quantized operand's zero point is: {operator: {slot: slot of the zero point}}."""
+
+
+def _zero_point(node: gs.Node, slot: int) -> np.ndarray:
+    """Return what stands for zero in an operand, to broadcast against it."""
+    at = ZERO_POINTS.get(node.op, {}).get(slot)
+    if at is None or at >= len(node.inputs) or not isinstance(node.inputs[at], gs.Constant):
+        return np.zeros(())
+    zero = weight_of(node.inputs[at]).load()
+    rank = len(weight_of(node.inputs[slot]).shape)
+    if zero.size == 1 or zero.ndim > 1:
+        return zero
+    axis = int(node.attrs.get("axis", 1)) % rank if node.op == "DequantizeLinear" else rank - 1
+    if "Conv" in node.op or node.attrs.get("transB", 0):
+        axis = 0
+    return zero.reshape((-1,) + (1,) * (rank - axis - 1))
 
 
 def _counts(values: np.ndarray) -> bool:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,9 +11,13 @@ import torch
 from zoo.families import family
 from zoo.family import DYNAMIC, Family
 from zoo.feeds import feeds
+from zoo.variants import VARIANTS
 
 ROUTES = ("dynamo18", "dynamo20", "dynamo23", "legacy17", "fused")
 """`dynamoN`: torch's dynamo exporter at opset N; `legacy17`: the TorchScript one; `fused`: ORT's optimizer after it."""
+
+MODULES = ("dynamo18_fp16", "dynamo18_bf16", "legacy17_fp16", "legacy17_bf16", "legacy17_eager")
+"""The same exporters on modules in 16 bits, or with attention written out."""
 
 FAILURES: dict[tuple[str, str], str] = {
     ("falcon", "dynamo23"): "torch's Attention lowering wants as many key heads as query heads, Falcon broadcasts one",
@@ -38,13 +43,13 @@ def export(name: str, route: str = "dynamo18", seed: int | None = None) -> Path:
     """Return the path of the family's .onnx file, exporting it if it is not cached.
 
     name: family.
-    route: one of `ROUTES`.
+    route: one of `ROUTES`, `MODULES` or `VARIANTS`.
     seed: of the weights; None takes the family's own.
 
     Raises ValueError where `FAILURES` lists the pair.
     """
-    if route not in ROUTES:
-        raise ValueError(f"no route is called {route!r}; there are {', '.join(ROUTES)}")
+    if route not in (*_ROUTES, *VARIANTS):
+        raise ValueError(f"no route is called {route!r}; there are {', '.join((*_ROUTES, *VARIANTS))}")
     path = cache() / f"{name}-{route}{'' if seed is None else f'-seed{seed}'}.onnx"
     if path.exists():
         return path
@@ -53,7 +58,10 @@ def export(name: str, route: str = "dynamo18", seed: int | None = None) -> Path:
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        _ROUTES[route](family(name), seed, partial)
+        if route in VARIANTS:
+            VARIANTS[route].make(name, export(name, VARIANTS[route].base, seed), partial)
+        else:
+            _ROUTES[route](family(name), seed, partial)
     os.replace(partial, path)
     return path
 
@@ -62,14 +70,24 @@ def _axes(shape: tuple[str | int, ...]) -> dict[int, str]:
     return {position: size for position, size in enumerate(shape) if size in DYNAMIC}
 
 
-def _dynamo(opset: int):
+Change = Callable[[torch.nn.Module], object]
+
+
+def _example(given: Family, model: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+    """Return inputs to trace with, floats in the module's own type."""
+    dtype = next(model.parameters()).dtype
+    tensors = (torch.from_numpy(array) for array in feeds(given.name, padded=True).values())
+    return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
+
+
+def _dynamo(opset: int, change: Change = torch.nn.Module.eval):
     def write(given: Family, seed: int | None, path: Path) -> None:
         model = given.build(seed)
-        example = tuple(torch.from_numpy(array) for array in feeds(given.name, padded=True).values())
+        change(model)
         shapes = tuple(_axes(each.shape) for each in given.inputs.values())
         program = torch.onnx.export(
             model,
-            example,
+            _example(given, model),
             dynamo=True,
             opset_version=opset,
             input_names=list(given.inputs),
@@ -82,21 +100,28 @@ def _dynamo(opset: int):
     return write
 
 
-def _legacy(given: Family, seed: int | None, path: Path) -> None:
-    model = given.build(seed)
-    example = tuple(torch.from_numpy(array) for array in feeds(given.name, padded=True).values())
-    shapes = {name: _axes(each.shape) for name, each in given.inputs.items()}
-    shapes |= {name: _axes(shape) for name, shape in given.outputs.items()}
-    torch.onnx.export(
-        model,
-        example,
-        str(path),
-        dynamo=False,
-        opset_version=17,
-        input_names=list(given.inputs),
-        output_names=list(given.outputs),
-        dynamic_axes={name: axes for name, axes in shapes.items() if axes},
-    )
+def _legacy(change: Change = torch.nn.Module.eval):
+    def write(given: Family, seed: int | None, path: Path) -> None:
+        model = given.build(seed)
+        change(model)
+        shapes = {name: _axes(each.shape) for name, each in given.inputs.items()}
+        shapes |= {name: _axes(shape) for name, shape in given.outputs.items()}
+        torch.onnx.export(
+            model,
+            _example(given, model),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=list(given.inputs),
+            output_names=list(given.outputs),
+            dynamic_axes={name: axes for name, axes in shapes.items() if axes},
+        )
+
+    return write
+
+
+def _attend_eagerly(model: torch.nn.Module) -> None:
+    model.set_attn_implementation("eager")
 
 
 def _fused(given: Family, seed: int | None, path: Path) -> None:
@@ -121,6 +146,11 @@ _ROUTES = {
     "dynamo18": _dynamo(18),
     "dynamo20": _dynamo(20),
     "dynamo23": _dynamo(23),
-    "legacy17": _legacy,
+    "legacy17": _legacy(),
     "fused": _fused,
+    "dynamo18_fp16": _dynamo(18, torch.nn.Module.half),
+    "dynamo18_bf16": _dynamo(18, torch.nn.Module.bfloat16),
+    "legacy17_fp16": _legacy(torch.nn.Module.half),
+    "legacy17_bf16": _legacy(torch.nn.Module.bfloat16),
+    "legacy17_eager": _legacy(_attend_eagerly),
 }

@@ -1,0 +1,155 @@
+"""Copies of a model whose activations are not rounded to few bits, so that a figure near zero means what it says.
+
+Rounding turns a difference in the last bit of a sum, which another order of its terms makes, into a whole step of the
+scale. Weights, and their scales and zero points, stay what they are.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from graphclone.graphs import walk
+from graphclone.model import Model
+from graphclone.weights import weight_of
+
+MOVING = {
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat", "Expand", "Tile", "Gather",
+    "Identity", "DepthToSpace", "SpaceToDepth",
+}  # fmt: skip
+REAL = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
+EXACT_PRODUCTS = {"MatMulNBits"}  # their `accuracy_level` lets onnxruntime round what they multiply
+
+
+def rounds(model: Model) -> bool:
+    """Tell whether a model rounds activations in a way that `unrounded` takes out."""
+    return any(_is_rounding(node) for graph in walk(model.graph) for node in graph.nodes)
+
+
+def unrounded(model: Model) -> Model:
+    """Return a copy that computes with activations as they are where the model rounds them to few bits.
+
+    QuantizeLinear up to the DequantizeLinear by the same scale behind it, DynamicQuantizeLinear before MatMulInteger and
+    ConvInteger; what else computes with whole numbers (QLinearMatMul, a scale per channel) stays.
+    """
+    if not rounds(model):
+        return model
+    copy = model.copy()
+    for graph in walk(copy.graph):
+        names = _Names(graph)
+        real: set[int] = set()  # ids of tensors that are not rounded any more
+        rounding = [(node, _is_rounding(node)) for node in graph.nodes]
+        graph.nodes[:] = [new for node, rounds in rounding for new in _rewritten(node, rounds, real, names)]
+    return copy
+
+
+def _is_rounding(node: gs.Node) -> bool:
+    if node.op in EXACT_PRODUCTS:
+        return node.attrs.get("accuracy_level", 0) != 1
+    if node.op == "DynamicQuantizeLinear":
+        return any(consumer.op in REAL for consumer in node.outputs[0].outputs)
+    return node.op == "QuantizeLinear" and _can_stay_real(node)
+
+
+def _can_stay_real(node: gs.Node) -> bool:
+    """Tell whether all that is made of a quantized activation is moved and dequantized by the same scale."""
+    step = _scale_and_zero(node)
+    if step is None:
+        return False
+    waiting = list(node.outputs)
+    while waiting:
+        tensor = waiting.pop()
+        if not tensor.outputs:
+            return False  # a graph output
+        for consumer in tensor.outputs:
+            if consumer.op in MOVING and all(source is tensor or isinstance(source, gs.Constant) for source in consumer.inputs):
+                waiting.extend(consumer.outputs)
+            elif consumer.op != "DequantizeLinear" or _scale_and_zero(consumer) != step:
+                return False
+    return True
+
+
+def _scale_and_zero(node: gs.Node) -> tuple[float, float] | None:
+    """Return the one scale and zero point of a node, or None where they are computed or lie along an axis."""
+    found = []
+    for slot, default in ((1, 1.0), (2, 0.0)):
+        tensor = node.inputs[slot] if slot < len(node.inputs) and not node.inputs[slot].is_empty() else None
+        if tensor is not None and (not isinstance(tensor, gs.Constant) or weight_of(tensor).size != 1):
+            return None
+        found.append(default if tensor is None else float(weight_of(tensor).load().reshape(-1)[0]))
+    return found[0], found[1]
+
+
+def _rewritten(node: gs.Node, rounds: bool, real: set[int], names: "_Names") -> Iterator[gs.Node]:
+    if node.op == "QuantizeLinear" and rounds:
+        _become_real(node, real)
+        yield _passing(node, names)
+    elif node.op == "DequantizeLinear" and id(node.inputs[0]) in real:
+        yield _passing(node, names)
+    elif node.op in REAL and (source := _dynamic(node.inputs[0])) is not None:
+        yield from _real_product(node, source, names)
+    else:
+        if node.op in MOVING and any(id(tensor) in real for tensor in node.inputs):
+            _become_real(node, real)
+        if node.op in EXACT_PRODUCTS:
+            node.attrs["accuracy_level"] = 1
+        yield node
+
+
+def _become_real(node: gs.Node, real: set[int]) -> None:
+    for tensor in node.outputs:
+        tensor.dtype = np.float32
+        real.add(id(tensor))
+
+
+def _dynamic(tensor: gs.Tensor) -> gs.Node | None:
+    producer = tensor.inputs[0] if tensor.inputs else None
+    return producer if producer is not None and producer.op == "DynamicQuantizeLinear" else None
+
+
+def _passing(node: gs.Node, names: "_Names") -> gs.Node:
+    """Return a node that gives its first input on, in a node's place."""
+    source, output = node.inputs[0], node.outputs[0]
+    node.inputs.clear()
+    node.outputs.clear()
+    return gs.Node("Identity", names.new(node.name), {}, [source], [output])
+
+
+def _real_product(node: gs.Node, source: gs.Node, names: "_Names") -> list[gs.Node]:
+    """Return the nodes of (x / s) (W - z): what a product of integers with a dynamic scale is without the rounding."""
+    output, weight = node.outputs[0], node.inputs[1]
+    zero = node.inputs[3] if len(node.inputs) > 3 and not node.inputs[3].is_empty() else None
+    made: list[gs.Node] = []
+
+    def step(op: str, inputs: list[gs.Tensor], attributes: dict | None = None) -> gs.Variable:
+        made.append(gs.Node(op, names.new(f"{node.name}_{op}"), attributes or {}, inputs))
+        made[-1].outputs.append(gs.Variable(names.new(output.name), np.float32))
+        return made[-1].outputs[0]
+
+    as_float = {"to": TensorProto.FLOAT}
+    left = step("Div", [source.inputs[0], source.outputs[1]])
+    right = step("Cast", [weight], as_float)
+    if zero is not None:
+        offset = step("Cast", [zero], as_float)
+        right = step("Sub", [right, offset])
+    node.inputs.clear()
+    node.outputs.clear()
+    output.dtype = np.float32
+    made.append(gs.Node(REAL[node.op], names.new(node.name), dict(node.attrs), [left, right], [output]))
+    return made
+
+
+class _Names:
+    """Names that a graph does not have yet."""
+
+    def __init__(self, graph: gs.Graph):
+        self.taken = {tensor.name for node in graph.nodes for tensor in (*node.inputs, *node.outputs)}
+        self.taken |= {node.name for node in graph.nodes}
+
+    def new(self, wanted: str) -> str:
+        number = len(self.taken)
+        while f"{wanted}_{number}" in self.taken:
+            number += 1
+        self.taken.add(f"{wanted}_{number}")
+        return f"{wanted}_{number}"
