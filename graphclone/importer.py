@@ -6,7 +6,7 @@ attribute types it does not know. This one keeps them, and leaves one form of ev
 """
 
 from collections import ChainMap, Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -108,7 +108,7 @@ class Importer:
         inputs = [self._variable(info.name, scope, infos) for info in proto.input if info.name not in scope.maps[0]]
         fixed = {name for node in proto.node if node.op_type not in FOLDED for name in node.output}
         fixed.update(info.name for info in proto.output)
-        nodes = [node for node in proto.node if not self._constant(node, scope, fixed, infos)]
+        nodes = _ordered([node for node in proto.node if not self._constant(node, scope, fixed, infos)])
         for node in nodes:
             for name in filter(None, node.output):
                 self._variable(name, scope, infos)
@@ -282,3 +282,37 @@ def _size(dim: TensorShapeProto.Dimension) -> int | str | None:
     kind = dim.WhichOneof("value")
     size = getattr(dim, kind) if kind else None
     return size if isinstance(size, int) else size and legible(size)
+
+
+def _ordered(nodes: list[NodeProto]) -> list[NodeProto]:
+    """Return nodes behind what they read: some converters append theirs at the end. Raises: InputError for a cycle."""
+    made = {name: number for number, node in enumerate(nodes) for name in node.output if name}
+    needs = [sorted({made[name] for name in _names_read(node) if name in made}) for node in nodes]
+    if all(not earlier or earlier[-1] < number for number, earlier in enumerate(needs)):
+        return nodes
+    order: dict[int, None] = {}
+    for start in range(len(nodes)):
+        waiting, open_ = [start], set()
+        while waiting:
+            number = waiting[-1]
+            missing = [other for other in needs[number] if other not in order]
+            if number in order or not missing:
+                order[number] = None
+                waiting.pop()
+            elif number in open_:
+                node = nodes[number]
+                raise InputError(f"{node.op_type} node '{node.name}' reads what is made of its own output")
+            else:
+                open_.add(number)
+                waiting.extend(reversed(missing))
+    return [nodes[number] for number in order]
+
+
+def _names_read(node: NodeProto) -> Iterator[str]:
+    """Yield the names a node reads, those that its subgraphs take from outside included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            for inner in graph.node:
+                yield from _names_read(inner)
+            yield from (output.name for output in graph.output)

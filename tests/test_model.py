@@ -726,3 +726,30 @@ def test_saving_over_the_files_the_weights_are_mapped_from(stored):
     mode = os.umask(0)
     os.umask(mode)
     assert stored.stat().st_mode & 0o777 == 0o666 & ~mode
+
+
+# the order of nodes ----------------------------------------------------------------------------------------------
+
+
+def test_nodes_may_stand_before_what_they_read():
+    proto = small()
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend([*nodes[::-1]])
+    known: set[str] = {tensor.name for tensor in proto.graph.input}
+    for node in Model.from_proto(proto).graph.nodes:
+        assert {t.name for t in node.inputs if isinstance(t, gs.Variable) and not t.is_empty()} <= known
+        known |= {tensor.name for tensor in node.outputs}
+
+
+def test_nodes_in_order_keep_it():
+    loaded = Model.from_proto(small()).graph.nodes
+    named = [node.name for node in small().graph.node if node.name in {each.name for each in loaded}]
+    assert [node.name for node in loaded if node.name in named] == named
+
+
+def test_a_cycle_is_refused():
+    nodes = [helper.make_node("Add", ["x", "b"], ["a"], name="first"), helper.make_node("Neg", ["a"], ["b"], name="back")]
+    graph = helper.make_graph(nodes, "round", [info("x", 1, [2])], [info("b", 1, [2])])
+    with pytest.raises(InputError, match="'first' reads what is made of its own output"):
+        Model.from_proto(helper.make_model(graph))

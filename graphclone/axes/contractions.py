@@ -19,7 +19,7 @@ BLOCKWISE = {"MatMulNBits"}
 SECOND_OPERAND = {"QLinearMatMul": 3, "QGemm": 3, "QLinearConv": 3}
 REARRANGING = {
     "Transpose", "Reshape", "Cast", "DequantizeLinear", "Squeeze", "Unsqueeze", "Identity", "Gather", "GatherND", "Slice",
-    "Split",
+    "Split", "QuantizeLinear",
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def derives_from_constant(tensor: gs.Tensor) -> bool:
 
 def constant_behind(tensor: gs.Tensor) -> gs.Constant | None:
     """Return the initializer that a tensor is, or is rearranged, picked, dequantized or cast from."""
-    for _ in range(8):
+    for _ in range(16):
         if isinstance(tensor, gs.Constant):
             return tensor
         if not tensor.inputs:

@@ -33,6 +33,7 @@ from graphclone.axes.registry import Store, Typing, find_rule
 from graphclone.axes.typed import Axes, AxisTyping, Site, TypedNode, Use
 from graphclone.axes.values import evaluate
 from graphclone.axes.wrapping import WrappedIndices
+from graphclone.dtypes import holds_weights
 from graphclone.graphs import constants, walk
 from graphclone.model import Model
 from graphclone.op import Op, Values
@@ -189,7 +190,7 @@ class _Sweep:
     def _constant_axes(self, constant: gs.Constant, node: gs.Node | None, slot: int) -> Axes:
         """Vectors are private to each use (exporters share equal ones between unrelated layers); matrices are shared."""
         weight = weight_of(constant)
-        if sum(n > 1 for n in weight.shape) <= 1 or weight.dtype.kind in "iub":
+        if sum(n > 1 for n in weight.shape) <= 1 or not holds_weights(weight.onnx_dtype):
             axes = [Axis((n, n)) for n in weight.shape]
         else:
             axes = self._shared(constant)
@@ -213,7 +214,7 @@ class _Sweep:
         if constant.name not in known:
             weight = weight_of(constant)
             count = int(np.prod(weight.shape))
-            small = count <= (MAX_CONSTANT if weight.dtype.kind in "iub" else 16)
+            small = count <= (16 if holds_weights(weight.onnx_dtype) else MAX_CONSTANT)
             value = weight.load() if small and weight.dtype.kind in "iubf" else None
             known[constant.name] = None if value is None else (value, value)
         return known[constant.name]

@@ -29,7 +29,7 @@ def round_like(module: nn.Module, model: Model, layout: Layout) -> Layout:
     """
     found: dict[tuple[int, ...], list[tuple[np.ndarray, bool]]] = {}
     for values, looked_up in stored(model):
-        for array in (values, values.T) if values.ndim == 2 else (values,):
+        for array in (values, values.T) if values.ndim == 2 else (values, values - 1):  # a norm may keep 1 + its scale
             found.setdefault(array.shape, []).append((array, looked_up))
     names: dict[int, str] = {}
     rows = dict(layout.rows)
