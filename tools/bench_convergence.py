@@ -32,6 +32,7 @@ def options_and_setting(arguments: list[str] | None = None) -> tuple[argparse.Na
     parser.add_argument("--tasks", nargs="+", choices=TASKS)
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="patterns of names, or NAME=PIPELINE")
     parser.add_argument("--budgets", nargs="+", type=int, metavar="STEPS", help="0 measures the untrained child alone")
+    parser.add_argument("--side-budgets", nargs="+", type=int, metavar="STEPS", help="of arms that change one thing")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--rates", type=int, help="how many of each task's learning rates")
     parser.add_argument("--parent-steps", type=int)
@@ -42,7 +43,9 @@ def options_and_setting(arguments: list[str] | None = None) -> tuple[argparse.Na
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--report-only", action="store_true", help="write tables and plots of what is there")
     options = parser.parse_args(arguments)
-    given = {name: getattr(options, name) for name in ("tasks", "arms", "budgets", "seeds", "rates", "parent_steps")}
+    options.side_budgets = options.side_budgets or options.budgets
+    names = ("tasks", "arms", "budgets", "side_budgets", "seeds", "rates", "parent_steps")
+    given = {name: getattr(options, name) for name in names}
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v is not None}
     return options, replace(SETTINGS[options.setting], **given)
 

@@ -17,7 +17,8 @@ class Arm:
 
     pipeline: text with `$layers` and `$widths` for the task's targets. optimiser: adamw or muon. distil: whether the
     parent's outputs are half of the loss. calibration: sequences that the passes may see. otherwise: the pipeline for a
-    parent that the first is refused for (a post-norm stack cannot be rotated).
+    parent that the first is refused for (a post-norm stack cannot be rotated). main: trained at every budget; others
+    only at those of the setting that show one change.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Arm:
     distil: bool = False
     calibration: int = 80
     otherwise: str | None = None
+    main: bool = False
 
     def text(self, layers: int, widths: str) -> str | None:
         """Return the pipeline for one task's targets.
@@ -38,11 +40,11 @@ class Arm:
 
 
 ARMS = (
-    Arm("random", None),
-    Arm("random, Muon", None, optimiser="muon"),
-    Arm("paper", PAPER),
+    Arm("random", None, main=True),
+    Arm("random, Muon", None, optimiser="muon", main=True),
+    Arm("paper", PAPER, main=True),
     Arm("paper, no rescale", f"{MIDDLE},{RANKED}"),
-    Arm("Weight Selection", f"{FIRST},{PLAIN}"),
+    Arm("Weight Selection", f"{FIRST},{PLAIN}", main=True),
     Arm("first k", f"{FIRST},width{{$widths by=first}}"),
     Arm("random neurons", f"{MIDDLE},width{{$widths by=random}},rescale{{mode=paper}}"),
     # The paper's child with one thing changed.
@@ -58,7 +60,7 @@ ARMS = (
     # Together.
     Arm("best, 80 sequences", BEST, otherwise=BEST_UNROTATED),
     Arm("best, blocks searched", f"search{{layers=$layers}},{RANKED},rotate,refit", calibration=320),
-    Arm("best", BEST, calibration=320, otherwise=BEST_UNROTATED),
+    Arm("best", BEST, calibration=320, otherwise=BEST_UNROTATED, main=True),
     Arm("best, Muon", BEST, optimiser="muon", calibration=320, otherwise=BEST_UNROTATED),
     # The parent as a teacher.
     Arm("random, distilled", None, distil=True),
@@ -79,7 +81,7 @@ def chosen(patterns: list[str], arms: tuple[Arm, ...] = ARMS) -> tuple[Arm, ...]
     found: dict[str, Arm] = {}
     for pattern in patterns:
         name, given, text = pattern.partition("=")
-        matches = [Arm(name, text)] if given else [arm for arm in arms if fnmatchcase(arm.name, pattern)]
+        matches = [Arm(name, text, main=True)] if given else [arm for arm in arms if fnmatchcase(arm.name, pattern)]
         if not matches:
             raise SystemExit(f"no arm matches '{pattern}'; there are: {'; '.join(arm.name for arm in arms)}")
         found.update({arm.name: arm for arm in matches})

@@ -71,10 +71,10 @@ class Race:
         self.arms = tuple(arm for arm in cut if arm is not None)
         if not train:
             return
-        budgets = [budget for budget in self.setting.budgets if budget]
-        first = [self._job(arm, budget, rate, 0) for arm in self.arms for budget in budgets for rate in self.rates]
+        pairs = [(arm, budget) for arm in self.arms for budget in self._budgets(arm)]
+        first = [self._job(arm, budget, rate, 0) for arm, budget in pairs for rate in self.rates]
         self._finish([*self._untrained(), *first])
-        best = ((arm, budget, self.best_rate(arm, budget)) for arm in self.arms for budget in budgets)
+        best = ((arm, budget, self.best_rate(arm, budget)) for arm, budget in pairs)
         seeds = range(1, self.setting.seeds)
         self._finish([self._job(arm, budget, rate, seed) for arm, budget, rate in best if rate for seed in seeds])
 
@@ -90,6 +90,10 @@ class Race:
                 self._say(f"{self.task.name}: '{arm.name}' is left out: {error}")
                 return None
         return arm
+
+    def _budgets(self, arm: Arm) -> list[int]:
+        budgets = self.setting.budgets if arm.main else self.setting.side_budgets
+        return [budget for budget in budgets if budget]
 
     def _untrained(self) -> list[Job]:
         return [self._job(arm, 0, 0.0, seed) for arm in self.arms for seed in range(self.setting.seeds)]
@@ -162,7 +166,7 @@ class Race:
         untrained, trained = {}, {}
         for arm in self.arms:
             untrained[arm.name] = self._records(arm, 0, 0.0)
-            rates = {budget: self.best_rate(arm, budget) for budget in self.setting.budgets if budget}
+            rates = {budget: self.best_rate(arm, budget) for budget in self._budgets(arm)}
             trained[arm.name] = {budget: self._records(arm, budget, rate) for budget, rate in rates.items() if rate}
         metadata = Nursery(self.task).parent.metadata
         return Results(
