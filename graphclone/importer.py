@@ -313,6 +313,7 @@ def _names_read(node: NodeProto) -> Iterator[str]:
     yield from node.input
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-            for inner in graph.node:
-                yield from _names_read(inner)
-            yield from (output.name for output in graph.output)
+            own = {name for inner in graph.node for name in inner.output}
+            own.update(item.name for item in (*graph.input, *graph.initializer))
+            read = [*(name for inner in graph.node for name in _names_read(inner)), *(o.name for o in graph.output)]
+            yield from (name for name in read if name not in own)
