@@ -265,7 +265,8 @@ def _scales(plan: Plan) -> list[tuple[str, int, float, float]]:
 def _replaced(plan: Plan) -> list[tuple[str, int, list[str]]]:
     """Return (name with numbers left out, how many weights, their shapes)."""
     groups: dict[str, list[str]] = defaultdict(list)
-    for name, value in plan.replace.items():
+    added = {f"bias behind {name}": value for name, value in plan.bias.items()}
+    for name, value in (*plan.replace.items(), *added.items()):
         groups[_unnumbered(name)].append(" x ".join(map(str, np.shape(value))) or "a scalar")
     return [(name, len(shapes), list(dict.fromkeys(shapes))) for name, shapes in groups.items()]
 

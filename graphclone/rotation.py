@@ -255,10 +255,15 @@ class _Proof:
                     if any(find(axis) is self.axis for axis in contraction.contracted):
                         found.append(self._name_of(consumer.op.node.inputs[contraction.weight]))
                         continue
-                if consumer.op.type not in MOVES:
+                if consumer.op.type not in MOVES and not self._scales_all(consumer):
                     raise self._forbid(consumer, f"reads what {where} scales channel by channel, and is no matrix product")
                 waiting += [t.name for t in consumer.op.node.outputs]
         return found
+
+    def _scales_all(self, node: TypedNode) -> bool:
+        """Tell whether a node multiplies or divides every channel by the same number."""
+        wide = [axes for axes in node.op.axes if axes and self._carries(axes)]
+        return node.op.type in ("Mul", "Div") and len(wide) == 1
 
     # what the outside sees --------------------------------------------------------------------------------------
 

@@ -150,7 +150,7 @@ class Joint:
         self._bound = [tensor.name for tensor in inputs]
         first = next(iter(self.streams.values()))
         graph = gs.Graph(nodes=[*nodes, *self._nodes], inputs=inputs, outputs=self._outputs, name="joint")
-        return open_session(first.model.holding(graph), provider=first.provider, mem_reuse=True)
+        return open_session(first.model.holding(graph), provider=first.provider, mem_reuse=True, arena=False)
 
     def _part(self, stream: Stream, wanted: Mapping[str, gs.Tensor]) -> tuple[list[gs.Node], dict[str, gs.Tensor]]:
         try:

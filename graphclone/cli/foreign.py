@@ -22,9 +22,13 @@ def fitted(plan: Plan, analysis: Analysis, plan_path: Path, model_path: Path) ->
     drop = tuple(name for name in plan.drop if name in halves)
     scale = {name: factor for name, factor in plan.scale.items() if name in weights}
     replace = {name: value for name, value in plan.replace.items() if name in weights}
-    found = plan.with_(keep=keep, blocks=blocks, drop=drop, scale=scale, replace=replace)
+    untie = {name: own for name, own in plan.untie.items() if name in weights}
+    bias = {name: value for name, value in plan.bias.items() if name in weights}
+    replace |= {name: value for name, value in plan.replace.items() if name in untie.values()}
+    found = plan.with_(keep=keep, blocks=blocks, drop=drop, scale=scale, replace=replace, bias=bias, untie=untie)
     absent = [*_absent(plan.keep, keep), *(f"blocks of '{name}'" for name in plan.blocks if name not in blocks)]
     absent += [*_absent(plan.drop, drop), *_absent(plan.scale, scale), *_absent(plan.replace, replace)]
+    absent += [*_absent(plan.bias, bias), *_absent(plan.untie, untie)]
     if not (keep or blocks or drop or scale or replace):
         raise CutError(f"the plan '{plan_path}' was made for another model, and '{model_path}' has none of its names")
     err().print(
