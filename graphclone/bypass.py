@@ -26,8 +26,9 @@ def bypass(child: Model, analysis: Analysis, cut: Cut, renumber: bool = True) ->
     if spans:
         numbering = {stack.prefix: _numbering(child, stack) for stack in analysis.stacks}
         _remove_spans(child, analysis, spans)
-    for graph in walk(child.graph):
-        remove_dead(graph)
+    if spans or cut.indices:
+        for graph in walk(child.graph):
+            remove_dead(graph)
     for stack in analysis.stacks:
         kept = cut.blocks[stack.prefix]
         if renumber and len(kept) < len(stack.blocks):

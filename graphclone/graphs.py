@@ -71,6 +71,9 @@ def _copy(graph: gs.Graph, copies: dict[int, gs.Tensor]) -> gs.Graph:
         )
         for node in graph.nodes
     ]
+    for original, node in zip(graph.nodes, nodes, strict=True):
+        if (mark := getattr(original, "unrolled", None)) is not None:
+            node.unrolled = mark
     copied = gs.Graph(
         nodes=nodes,
         inputs=inputs,

@@ -18,6 +18,7 @@ from graphclone.graphs import collection_paused, constants, copy_graph, walk
 from graphclone.importer import STANDARD, Importer, entries, legible
 from graphclone.layout import Layout
 from graphclone.reader import WeightReader, check_model, inlined, opset_of, read_file
+from graphclone.roll import roll_loops
 from graphclone.ties import Tie, find_ties
 from graphclone.unroll import unroll_loops
 from graphclone.weights import Weight, weight_of
@@ -58,6 +59,7 @@ class Model:
     metadata: what the file says of itself (`metadata_props`).
     node_metadata, node_docs, value_metadata: the same of nodes and tensors, by name; saved where the name still exists.
     unused: initializers of the file that nothing reads; saved again unless cleared.
+    loops: what was unrolled; saved as a loop again where its layers still are alike.
     aliases: names that were `Identity` of an initializer, and that initializer.
     """
 
@@ -86,7 +88,7 @@ class Model:
             graph.import_domains = list(opsets)
             graph.ir_version = max(proto.ir_version, OLDEST_IR)
         with collection_paused():
-            unroll_loops(self.graph)
+            self.loops = unroll_loops(self.graph)
         self.graph.producer_name = legible(proto.producer_name)
         self.graph.producer_version = legible(proto.producer_version)
 
@@ -158,8 +160,9 @@ class Model:
 
         external: the main graph's big weights are not in it, but name ranges of the file `location`. onnxruntime takes
             the weights themselves by name (`SessionOptions.add_external_initializers`), though not those of subgraphs.
+            They are those of `weights`: loops stay unrolled.
         """
-        proto, exporter = self._export()
+        proto, exporter = self._export(rolled=not external)
         fill(Layout.of(exporter.stored, location).embedded if external else exporter.stored)
         fill(exporter.inner)
         proto.graph.initializer.extend(header for header, _ in exporter.stored)
@@ -188,7 +191,7 @@ class Model:
             layout.write(data)
             wire.write(file, proto, [(header, None) for header, _ in exporter.stored])
 
-    def _export(self) -> tuple[ModelProto, Exporter]:
+    def _export(self, rolled: bool = True) -> tuple[ModelProto, Exporter]:
         exporter = Exporter(self._order, self.node_metadata, self.node_docs, self.value_metadata)
         proto = ModelProto()
         proto.CopyFrom(self._header)
@@ -198,7 +201,8 @@ class Model:
         proto.opset_import.extend(self._opsets())
         add_metadata(proto.metadata_props, self.metadata)
         proto.graph.CopyFrom(self.graph_header)
-        exporter.main(self.graph, self.unused, proto.graph)
+        graph = roll_loops(self.graph, self.loops) if rolled else self.graph
+        exporter.main(graph, self.unused, proto.graph)
         return proto, exporter
 
     def _opsets(self) -> Iterable[OperatorSetIdProto]:
