@@ -33,7 +33,8 @@ class Context:
     analysis: of the parent. seed: for random choices. notes: lines a pass tells the user. data: samples, where a pass
     measures by itself. progress: whether it shows bars. provider: where models run. mask: the input that marks padding,
     where it is not found in the graph. bases: {key of an axis: [d, d'] matrix} where a pass changed
-    the basis of an axis instead of picking indices. rankings: the scores by which passes chose what stays.
+    the basis of an axis instead of picking indices; readers: {weight: the same for what it reads}, where a norm's weight
+    has folded into it. rankings: the scores by which passes chose what stays.
     """
 
     parent: Model
@@ -45,6 +46,7 @@ class Context:
     provider: str = "auto"
     mask: str | None = None
     bases: dict[tuple, np.ndarray] = field(default_factory=dict)
+    readers: dict[str, np.ndarray] = field(default_factory=dict)
     rankings: list[Ranking] = field(default_factory=list)
 
     @cached_property

@@ -291,6 +291,8 @@ class _Proof:
         stored: dict[str, str] = {}
         for name, uses in self.analysis.typing.uses.items():
             for use in uses:
+                if sum(find(axis) is self.axis for axis in use.axes) > 1:
+                    raise CutError(f"cannot rotate the width {self.axis.size[0]}: '{name}' has it on both sides")
                 own = self.untied.get(name, name) if contracting_node(use.node) is not None else name
                 for position, axis in enumerate(use.axes):
                     if find(axis) is self.axis:

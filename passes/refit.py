@@ -255,7 +255,7 @@ class _Refitting:
             if not (self.options.drift and task.aims):
                 t = self._inputs(joint, linear, joint.tensor(parent, linear.x), None)
             if not self.options.drift:
-                x = joint.projected(t, self._onto(linear.inner))
+                x = joint.projected(t, self.context.readers.get(linear.own, self._onto(linear.inner)))
             if task.aims:
                 t = self._wanted(joint, linear, task.aims[position], parent, child)
             gram = joint.gram([x, None, t], self._mask(linear))

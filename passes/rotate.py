@@ -26,7 +26,8 @@ class Rotate:
     The covariance is that of the normalised stream, with an equal vote of every norm (arXiv 2401.15024 for the rotation;
     balanced over depth). Norm weights fold into their readers first. For RMSNorm the d' main directions are kept; for
     LayerNorm d' - 1 of them, mapped into the mean-free subspace of R^d', where the operator stays exact:
-    M = V U' with U orthogonal to the vector of ones. Each norm's gain becomes sqrt(kept energy / d'), a number.
+    M = V U' with U orthogonal to the vector of ones. What readers take from a norm's bias along the parent's vector of ones
+    goes along the child's, which the stream leaves free. Each norm's gain becomes sqrt(kept energy / d'), a number.
     Runs after `width`, which sets the sizes.
     untie: a tied head, into which no norm can fold, gets a matrix of its own; the framework's class may have no place for it.
     skip: where a node forbids it, tell and go on with the plan as it is, instead of raising CutError.
@@ -63,11 +64,14 @@ class Rotate:
         weights = parent.weights
         vectors = {name: weights[name].load().astype(np.float64) for name in _vectors(proof)}
         second = _second_moments(parent, norms, vectors, context)
-        basis = _basis(sum(moment / np.trace(moment) for moment in second), cut.size(proof.axis)[0], any(n.centred for n in norms))
+        mean_free = any(norm.centred for norm in norms)
+        basis = _basis(sum(moment / np.trace(moment) for moment in second), cut.size(proof.axis)[0], mean_free)
+        reading = basis + len(basis) ** -0.5 * basis.shape[1] ** -0.5 if mean_free else basis
         replaced = {}
-        for name, value in _new_vectors(proof, norms, vectors, second, basis).items():
+        for name, value in _new_vectors(proof, norms, vectors, second, basis, reading).items():
             replaced[name] = value.astype(weights[name].dtype)
         factors = _factors(proof, vectors)
+        readers = {reader for norm in proof.norms for reader in norm.readers}
         for name, position in proof.carriers.items():
             if name in vectors:
                 continue
@@ -75,11 +79,15 @@ class Rotate:
             array = stored.load().astype(np.float64)
             for factor in factors.get(name, ()):
                 array *= factor.reshape([-1 if axis == position else 1 for axis in range(array.ndim)])
-            array = np.moveaxis(np.tensordot(array, basis, (position, 0)), -1, position)
+            onto = reading if name in readers else basis
+            array = np.moveaxis(np.tensordot(array, onto, (position, 0)), -1, position)
             for axis, pick in enumerate(_other_picks(context, cut, proof.stored[name], position)):
                 array = array if pick is None else np.take(array, pick, axis)
             replaced[name] = array.astype(stored.dtype)
         context.bases[axis_key(proof.axis)] = basis
+        for norm in norms:
+            folded = _gain(norm, vectors, len(basis))[:, None]
+            context.readers.update({reader: reading / folded for reader in norm.readers})
         context.notes.append(_told(dimension, second, basis))
         scale = {name: factor for name, factor in plan.scale.items() if name not in replaced}
         return plan.with_(replace={**plan.replace, **replaced}, scale=scale, untie=untied)
@@ -119,12 +127,11 @@ def _gain(norm: Norm, values: dict[str, np.ndarray], size: int) -> np.ndarray:
 
 def _basis(covariance: np.ndarray, kept: int, mean_free: bool) -> np.ndarray:
     """Return M [d, d']: the main directions, mapped into the mean-free subspace of R^d' for LayerNorm."""
-    size = len(covariance)
+    covariance = (covariance + covariance.T) / 2
     if not mean_free:
-        _, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-        return vectors[:, ::-1][:, :kept]
-    centre = np.eye(size) - 1 / size
-    _, vectors = np.linalg.eigh(centre @ (covariance + covariance.T) @ centre / 2)
+        return np.linalg.eigh(covariance)[1][:, ::-1][:, :kept]
+    inside = mean_free_basis(len(covariance))
+    vectors = inside @ np.linalg.eigh(inside.T @ covariance @ inside)[1]
     return vectors[:, ::-1][:, : kept - 1] @ mean_free_basis(kept).T
 
 
@@ -161,7 +168,12 @@ def _vectors(proof: Rotatable) -> set[str]:
 
 
 def _new_vectors(
-    proof: Rotatable, norms: list[Norm], vectors: dict[str, np.ndarray], second: list[np.ndarray], basis: np.ndarray
+    proof: Rotatable,
+    norms: list[Norm],
+    vectors: dict[str, np.ndarray],
+    second: list[np.ndarray],
+    basis: np.ndarray,
+    reading: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Return each norm's gain as a number, its bias in the new basis as its readers take it now, layer scales of one."""
     size, kept = basis.shape
@@ -172,7 +184,7 @@ def _new_vectors(
             gains[norm.gain].append(float(np.sqrt(np.trace(basis.T @ moment @ basis) / kept)))
         if norm.shift:
             old = vectors[norm.shift]
-            new = ((old.reshape(-1) / _gain(norm, vectors, size)) @ basis).reshape(*old.shape[:-1], kept)
+            new = ((old.reshape(-1) / _gain(norm, vectors, size)) @ reading).reshape(*old.shape[:-1], kept)
             if not np.allclose(found.setdefault(norm.shift, new), new):
                 raise CutError(f"cannot rotate: '{norm.shift}' is the bias of several norms with different weights")
     for name, several in gains.items():
