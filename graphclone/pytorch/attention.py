@@ -54,6 +54,22 @@ def attention(op: Op) -> Code:
     )
 
 
+def _both(mask, boolean: bool, allowed: Code) -> Code:
+    """Return a mask that forbids what another one does, or what is not allowed."""
+    if mask is None:
+        return allowed
+    return Code("({} & {})" if boolean else "{}.masked_fill(~{}, float('-inf'))", mask, allowed)
+
+
+@rule("SplitHeads", domain="graphclone")
+def split_heads_apart(op: Op) -> Code:
+    """Give heads an axis of their own, after adding a part of a bias; inputs are (batch, sequence, hidden), bias."""
+    value = op[0]
+    if op[1] is not None:
+        value = Code("({} + {}[{}:{}])", op[0], op[1], op.attribute("start"), op.attribute("end"))
+    return split_heads(value, op.attribute("heads"))
+
+
 def split_heads(value, count: int) -> Code:
     return Code("{}.unflatten(-1, ({}, -1)).transpose(1, 2)", value, count)
 
@@ -64,31 +80,22 @@ def standard_attention(op: Op) -> Code | tuple:
     wants = [output is not None for output in op.outputs]
     if (op.attribute("qk_matmul_output_mode", 0) and len(wants) > 3 and wants[3]) or (len(wants) > 3 and wants[3]):
         raise Unsupported("its scores output has no PyTorch counterpart")
-    if op[6] is not None:
-        raise Unsupported("nonpad_kv_seqlen has no PyTorch counterpart")
     flat = op[0].rank == 3
-    heads, kv_heads = int(op.attribute("q_num_heads", 0)), int(op.attribute("kv_num_heads", 0))
-    q, k, v = (
-        (split_heads(op[0], heads), split_heads(op[1], kv_heads), split_heads(op[2], kv_heads))
-        if flat
-        else op.inputs[:3]
-    )
-    if not flat:
-        heads, kv_heads = op[0].dims[1], op[1].dims[1]
+    heads = int(op.attribute("q_num_heads", 0)) if flat else op[0].dims[1]
+    kv_heads = op[1].dims[1] if op[1].rank == 4 else int(op.attribute("kv_num_heads", 0))
+    q = split_heads(op[0], heads) if flat else op[0]
+    k, v = (split_heads(each, kv_heads) if each.rank == 3 else each for each in (op[1], op[2]))
     keys = op[1].dims[-2]
     if op[4] is not None:
         k, v = Code("torch.cat(({}, {}), dim=2)", op[4], k), Code("torch.cat(({}, {}), dim=2)", op[5], v)
         keys = keys + op[4].dims[2]
     causal, mask = bool(op.attribute("is_causal", 0)), op[3]
-    if causal and (mask is not None or op[4] is not None):
-        seen = Code("causal_mask({}, {}, {})", op[0].dims[-2], keys, DEVICE)
-        if mask is None:
-            mask = seen
-        elif str(mask.dtype) == "torch.bool":
-            mask = Code("({} & {})", mask, seen)
-        else:
-            mask = Code("{}.masked_fill(~{}, float('-inf'))", mask, seen)
-        causal = False
+    boolean = mask is None or str(mask.dtype) == "torch.bool"
+    if causal and (mask is not None or op[4] is not None or op[6] is not None or op.attribute("behind_cache")):
+        mask, causal = _both(mask, boolean, Code("causal_mask({}, {}, {})", op[0].dims[-2], keys, DEVICE)), False
+    if op[6] is not None:
+        filled = Code("(torch.arange({}, device={}) < {}[:, None, None, None])", keys, DEVICE, op[6])
+        mask = _both(mask, boolean, filled)
     scale = op.attribute("scale")
     size = op[0].dims[-1] // heads if flat else op[0].dims[-1]
     softcap = float(op.attribute("softcap", 0.0))
@@ -135,22 +142,27 @@ def contrib_rotary_embedding(op: Op) -> Code:
 @rule("Attention", domain="com.microsoft")
 def packed_attention(op: Op) -> Code:
     """Project by one packed weight (hidden, 3 * hidden), then attend."""
-    if any(op[slot] is not None for slot in (4, 6)) or any(output is not None for output in op.outputs[1:]):
-        raise Unsupported("its cache has no PyTorch counterpart")
-    heads = int(op.attribute("num_heads"))
+    if op[6] is not None:
+        raise Unsupported("a cache that is written in place has no PyTorch counterpart")
+    if op.attribute("do_rotary", 0):
+        raise Unsupported("do_rotary has no PyTorch counterpart")
+    heads, length = int(op.attribute("num_heads")), op[0].dims[1]
     sizes = op.attribute("qkv_hidden_sizes")
     packed = Code("F.linear({}, {}.t(), {})", op[0], op[1], op[2])
     if sizes:
         raise Unsupported("qkv_hidden_sizes has no PyTorch counterpart")
     split = Code("{}.unflatten(-1, (3, {}, -1)).permute(2, 0, 3, 1, 4)", packed, heads)
-    mask = _contrib_mask(op, op[3], op[5])
+    mask = _contrib_mask(op, op[3], op[5], length if op[4] is None else length + op[4].dims[3])
     causal = bool(op.attribute("unidirectional", 0))
-    if causal and mask is not None:
-        mask = Code(
-            "{}.masked_fill(~causal_mask({}, {}, {}), float('-inf'))", mask, op[0].dims[1], op[0].dims[1], DEVICE
-        )
-        causal = False
     scale = op.attribute("scale") or None
+    cached = len(op.outputs) > 1 and op.outputs[1] is not None
+    if cached or op[4] is not None:
+        size = op[0].dims[-1] // heads
+        past = op[4] or Code("{}.new_zeros({})", op[0], (2, op[0].dims[0], heads, 0, size))
+        call = "cached_attention(*{}, {}, {}, {}, {})" + ("" if len(op.outputs) > 1 else "[0]")
+        return Code(call, split, past, mask, causal, scale)
+    if causal and mask is not None:
+        mask, causal = _both(mask, False, Code("causal_mask({}, {}, {})", length, length, DEVICE)), False
     call = "F.scaled_dot_product_attention(*{}, attn_mask={}, is_causal={}, scale={}).transpose(1, 2).flatten(2)"
     return Code(call, split, mask, causal, scale)
 
@@ -158,11 +170,13 @@ def packed_attention(op: Op) -> Code:
 @rule("MultiHeadAttention", domain="com.microsoft")
 def multi_head_attention(op: Op) -> Code:
     """Attend over unpacked queries, keys and values (batch, sequence, hidden)."""
-    if any(op[slot] is not None for slot in (6, 7)) or any(output is not None for output in op.outputs[1:]):
-        raise Unsupported("its cache has no PyTorch counterpart")
-    if op[0].rank != 3 or op[1] is None or op[2] is None:
+    if op[8] is not None or op[9] is not None:
+        raise Unsupported("a cache that is written in place has no PyTorch counterpart")
+    if len(op.outputs) > 3 and op.outputs[3] is not None:
+        raise Unsupported("its scores output has no PyTorch counterpart")
+    if op[1] is None or op[2] is None:
         raise Unsupported("packed queries, keys and values have no PyTorch counterpart")
-    heads = int(op.attribute("num_heads"))
+    heads, length = int(op.attribute("num_heads")), op[0].dims[-2]
     parts = list(op.inputs[:3])
     if op[3] is not None:
         first, second = op[0].dims[-1], op[0].dims[-1] + op[1].dims[-1]
@@ -173,21 +187,25 @@ def multi_head_attention(op: Op) -> Code:
     q, k, v = (
         split_heads(part, heads) if value.rank == 3 else part for part, value in zip(parts, op.inputs[:3], strict=True)
     )
-    mask = _contrib_mask(op, op[4], op[5])
+    keys = op[1].dims[-2]
+    if op[6] is not None:
+        k, v = Code("torch.cat(({}, {}), dim=2)", op[6], k), Code("torch.cat(({}, {}), dim=2)", op[7], v)
+        keys = keys + op[6].dims[2]
+    mask = _contrib_mask(op, op[4], op[5], keys)
     causal = bool(op.attribute("unidirectional", 0))
-    if causal and mask is not None:
-        raise Unsupported("unidirectional=1 with a mask has no PyTorch counterpart")
+    if causal and (mask is not None or op[6] is not None or op.attribute("behind_cache")):
+        mask, causal = _both(mask, False, Code("causal_mask({}, {}, {})", length, keys, DEVICE)), False
     result = attend(q, k, v, mask, causal=causal, scale=op.attribute("scale") or None)
-    return Code("{}.transpose(1, 2).flatten(2)", result)
+    result = Code("{}.transpose(1, 2).flatten(2)", result)
+    return (result, *(Code("{}", each) for each in (k, v))) if op.outputs[1:] else result
 
 
-def _contrib_mask(op: Op, mask, bias):
+def _contrib_mask(op: Op, mask, bias, keys):
     """Return the additive mask: key padding (batch, keys) of zeros and ones, plus a bias."""
     low = float(op.attribute("mask_filter_value", -10000.0))
     if mask is None:
         return bias
     if mask.rank == 1:
-        keys = op[0].dims[1]
         allowed = Code("(torch.arange({}, device={}) < {}[:, None])", keys, DEVICE, mask)
     else:
         allowed = Code("({} != 0)", mask)
@@ -218,31 +236,45 @@ def embed_layer_norm(op: Op) -> Code | tuple:
 
 @rule("GroupQueryAttention", domain="com.microsoft")
 def group_query_attention(op: Op) -> Code | tuple:
-    """Attend causally with shared keys and values, and no past; rows of right padding hold nothing that counts.
+    """Attend causally with shared keys and values; rows of right padding hold nothing that counts.
 
-    The second and third output are what a cache would take over, (batch, kv heads, sequence, head_dim).
+    The second and third output are the cache, (batch, kv heads, sequence, head_dim): what is past, if there is a past,
+    and behind it, at each sample's own place, what is new.
     """
-    if op[3] is not None or op[4] is not None:
-        raise Unsupported("its in-place cache has no PyTorch counterpart; export without a cache")
-    if op[1] is None or op[2] is None:
-        raise Unsupported("packed queries, keys and values have no PyTorch counterpart")
-    if op[10] is not None or op[11] is not None or op.attribute("smooth_softmax", 0) == 1:
-        raise Unsupported("an attention bias, a sink and smooth_softmax have no PyTorch counterpart")
+    if any(op[slot] is not None for slot in (11, 12, 13, 14, 15)) or op.attribute("smooth_softmax", 0) == 1:
+        raise Unsupported("a sink, smooth_softmax, norms and a quantized cache have no PyTorch counterpart")
+    if not op.attribute("causal", 1) or op.attribute("sliding_window_cache", 0) or op.attribute("qk_output", 0):
+        raise Unsupported("causal=0, sliding_window_cache and qk_output have no PyTorch counterpart")
     heads, kv_heads = int(op.attribute("num_heads")), int(op.attribute("kv_num_heads"))
     length, size = op[0].dims[1], op[0].dims[-1] // heads
-    q, k, v = split_heads(op[0], heads), split_heads(op[1], kv_heads), split_heads(op[2], kv_heads)
+    parts = op.inputs[:3]
+    if op[1] is None:
+        size = op[0].dims[-1] // (heads + 2 * kv_heads)
+        ends = (heads * size, (heads + kv_heads) * size, (heads + 2 * kv_heads) * size)
+        parts = [Code("{}[..., {}:{}]", op[0], end - width, end) for end, width in zip(
+            ends, (heads * size, kv_heads * size, kv_heads * size), strict=True)]
+    q, k, v = (split_heads(part, count) for part, count in zip(parts, (heads, kv_heads, kv_heads), strict=True))
+    places = Code("cache_places({}, {})", op[5], length)
     if op.attribute("do_rotary", 0):
         function = "rotary_pairs" if op.attribute("rotary_interleaved", 0) else "rotary_halves"
-        cut = "{}[{}]" if op[9] is not None else "{}[None, :{}]"
-        cos, sin = (Code(cut, table, op[9] if op[9] is not None else length) for table in (op[7], op[8]))
+        turned = op[9] if op[9] is not None else length if op[3] is None else places
+        cut = "{}[None, :{}]" if turned is length else "{}[{}]"
+        cos, sin = (Code(cut, table, turned) for table in (op[7], op[8]))
         q, k = (Code(function + "({}, {}, {})", each, cos, sin) for each in (q, k))
     window, softcap = int(op.attribute("local_window_size", -1)), float(op.attribute("softcap", 0.0))
+    scale = op.attribute("scale") or None
+    if op[3] is not None:
+        total = op[6].scalar if op[6].known is not None else Code("int({})", op[6])
+        call = "grouped_attention({}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {})" + ("" if len(op.outputs) > 1 else "[0]")
+        behind = (op[3], op[4], places, total, op[10], scale, window if window > 0 else None, softcap)
+        return Code(call, q, k, v, *behind)
     mask = None
-    if window > 0 or softcap:
+    if window > 0 or softcap or op[10] is not None:
         mask = Code("causal_mask({}, {}, {})", length, length, DEVICE)
     if window > 0:
         mask = Code("{}.triu({})", mask, 1 - window)
-    scale = op.attribute("scale") or None
+    if op[10] is not None:
+        mask = _both(op[10], False, mask)
     if softcap:
         result = Code("capped_attention({}, {}, {}, {}, {}, {})", q, k, v, mask, scale or size**-0.5, softcap)
     else:

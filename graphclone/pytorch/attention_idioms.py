@@ -18,6 +18,51 @@ FORBIDDEN = -1e30
 """An added number below this forbids a position in float32, whatever the score."""
 
 
+PAST = {("", "Attention"): 4, ("com.microsoft", "MultiHeadAttention"): 6}
+"""Where operators take the keys of a cache; the values come next."""
+
+
+def cache_apart(op: Op, uses: Uses) -> Result:
+    """Attention that lengthens a cache: two concatenations, and attention to what they give.
+
+    So the new cache, which is also a result, is computed once.
+    """
+    slot = PAST.get(op.key)
+    present = [*op.outputs[1:3], None, None][:2]
+    if slot is None or (op[slot] is None and present == [None, None]):
+        return None
+    bias = op[3] if slot == 6 else None
+    ops: list[Op] = []
+    joined = []
+    start = op[0].dims[-1]
+    for each, past, result in zip(op.inputs[1:3], (op[slot], op[slot + 1]), present, strict=True):
+        if each.rank == 3:
+            heads = int(op.attribute("num_heads" if slot == 6 else "kv_num_heads"))
+            batch, length, width = each.dims
+            split = new_value(each.name, (batch, heads, length, width // heads), each.dtype)
+            place = {"start": start, "end": start + width}
+            ops.append(new_op("SplitHeads", [each, bias], split, op, heads=heads, **place))
+            each, start = split, start + width
+        if past is not None:
+            dims = (*each.dims[:2], each.dims[2] + past.dims[2], each.dims[3])
+            longer = new_value(each.name, dims, each.dtype)
+            ops.append(new_op("Concat", [past, each], longer, op, domain="", axis=2))
+            each = longer
+        joined.append(each)
+        if result is not None:
+            ops.append(new_op("Identity", [each], result, op, domain=""))
+    query, inputs = op[0], list(op.inputs)
+    if bias is not None:
+        heads, (batch, length, width) = int(op.attribute("num_heads")), query.dims
+        split = new_value(query.name, (batch, heads, length, width // heads), query.dtype)
+        ops.append(new_op("SplitHeads", [query, bias], split, op, heads=heads, start=0, end=width))
+        query, inputs[3] = split, None
+    inputs[:3] = [query, *joined]
+    inputs[slot : slot + 2] = [None] * len(inputs[slot : slot + 2])
+    causal = {"behind_cache": 1} if op[slot] is not None else {}
+    return [*ops, new_op(op.type, inputs, op.output, op, op.domain, **op.attributes, **causal)]
+
+
 def attention(op: Op, uses: Uses) -> Result:
     """softmax(scale q k' + mask) v."""
     if op.type != "MatMul" or op.domain or op[0].rank < 3:

@@ -1,9 +1,9 @@
 """Blocks: runs of operators that repeat with other weights, so that source can say them once."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from graphclone.pytorch.branches import regions
 from graphclone.pytorch.code import Marker, render
 from graphclone.pytorch.constructors import sizes_of
 from graphclone.pytorch.function_writer import leaves
@@ -16,8 +16,9 @@ from graphclone.pytorch.tree import Node, Tree
 class Block:
     """One block: its operators in order, and what it reads and gives.
 
-    Attributes: `node` holds its tensors; `inputs` come from outside, `outputs` are read outside; `key` is equal for
-    blocks that one class can express; `integers` are the numbers in its code and layers, in order.
+    Attributes: `node` holds its tensors; `inputs` come from outside, `outputs` are read outside; `body` is equal for
+    blocks whose functions are, `numbers` are the integers in its code, in order; `twins` are the same block in other
+    branches of an If.
     """
 
     index: int
@@ -26,30 +27,67 @@ class Block:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     symbols: list[Symbol] = field(default_factory=list)
-    key: tuple = ()
-    integers: list[int] = field(default_factory=list)
+    body: tuple = ()
+    numbers: list[int] = field(default_factory=list)
+    twins: list["Block"] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple:
+        """What is equal for blocks that one class can express."""
+        return self.body, *(twin.body for twin in self.twins)
+
+    @property
+    def integers(self) -> list[int]:
+        """The numbers in its functions and layers, in order."""
+        return [*self.numbers, *(number for twin in self.twins for number in twin.numbers), *sizes_of(self.node)]
 
 
 @dataclass(eq=False)
 class Stack:
-    """Blocks in a row, under one node of the tree."""
+    """Blocks in a row, under one node of the tree; `method` is what runs them.
+
+    Attributes: `twins` are the same blocks in other branches of an If.
+    """
 
     node: Node
     blocks: list[Block]
+    method: str = "forward"
+    twins: list["Stack"] = field(default_factory=list)
 
 
-INDEX = re.compile(r"\d+")
+LEAST = 8
+"""Numbered modules of at least so many operators are blocks even where no two are alike."""
 
 
 def find_stacks(program: Program, tree: Tree) -> list[Stack]:
-    """Return the stacks whose blocks can be classes: outer ones first, inner ones where those do not repeat."""
+    """Return the stacks whose blocks can be classes: outer ones first, inner ones where those do not repeat.
+
+    Those of one node in several branches of an If are one, the later ones its twins.
+    """
+    where = regions(program)
+    stacks: list[Stack] = []
+    for region in dict.fromkeys(where.values()):
+        for stack in _stacks_of(program, tree, [op for op in program.ops if where[op] == region]):
+            first = next((each for each in stacks if each.node is stack.node), None)
+            if first is None:
+                stacks.append(stack)
+            elif len(first.blocks) == len(stack.blocks):
+                first.twins.append(stack)
+                stack.method = f"forward_{len(first.twins) + 1}"
+                for block, twin in zip(first.blocks, stack.blocks, strict=True):
+                    block.twins.append(twin)
+    return stacks
+
+
+def _stacks_of(program: Program, tree: Tree, ops: list[Op]) -> list[Stack]:
+    """Return the stacks among the operators of one region."""
     stacks: list[Stack] = []
     taken: set[Op] = set()
     for node in tree.root.walk():
         numbered = [child for name, child in node.children.items() if name.isdigit()]
-        if len(numbered) < 2 or any(_inside(node, stack.node) for stack in stacks):
+        if len(numbered) < 2 or any(child.layer for child in numbered) or any(_inside(node, s.node) for s in stacks):
             continue
-        stack = _stack(program, tree, node, numbered)
+        stack = _stack(program, tree, node, numbered, ops)
         if stack is None or any(op in taken for block in stack.blocks for op in block.ops):
             continue
         stacks.append(stack)
@@ -65,13 +103,13 @@ def _inside(node: Node, outer: Node) -> bool:
     return False
 
 
-def _stack(program: Program, tree: Tree, node: Node, numbered: list[Node]) -> Stack | None:
+def _stack(program: Program, tree: Tree, node: Node, numbered: list[Node], ops: list[Op]) -> Stack | None:
     numbered.sort(key=lambda child: int(child.name))
-    labels = _labels(program, tree, numbered)
+    labels = _labels(ops, tree, numbered)
     if labels is None:
         return None
     groups: dict[int, list[Op]] = {}
-    for op in program.ops:
+    for op in ops:
         if labels.get(op) is not None:
             groups.setdefault(labels[op], []).append(op)
     order = sorted(groups)
@@ -83,14 +121,15 @@ def _stack(program: Program, tree: Tree, node: Node, numbered: list[Node]) -> St
         return None
     blocks[-1] = last
     alike = {block.key for block in blocks}
-    return Stack(node, blocks) if len(alike) < len(blocks) else None
+    whole = min(len(block.ops) for block in blocks) >= LEAST
+    return Stack(node, blocks) if len(alike) < len(blocks) or whole else None
 
 
-def _labels(program: Program, tree: Tree, numbered: list[Node]) -> dict[Op, int] | None:
+def _labels(ops: list[Op], tree: Tree, numbered: list[Node]) -> dict[Op, int] | None:
     """Give each operator the last block that it depends on; None where blocks do not follow one another."""
     place = {below: number for number, child in enumerate(numbered) for below in child.walk()}
     labels: dict[Op, int] = {}
-    for op in program.ops:
+    for op in ops:
         own = {place.get(tree.slot(op, v).node) for v in op.inputs if _is_stored(v)} - {None}
         before = [labels[v.op] for v in op.inputs if v is not None and v.op is not None and v.op in labels]
         if len(own) > 1 or (own and before and max(before) > min(own)):
@@ -130,7 +169,7 @@ def _block(program: Program, tree: Tree, node: Node, index: int, ops: list[Op]) 
 
 
 def _describe(block: Block, tree: Tree) -> None:
-    """Work out the key and the integers."""
+    """Work out the body and the numbers."""
     names: dict[Value, str] = {value: f"in{number}" for number, value in enumerate(block.inputs)}
     integers: list[int] = []
     found: dict[Symbol, str] = {}
@@ -171,8 +210,8 @@ def _describe(block: Block, tree: Tree) -> None:
         for name, slot in below.tensors.items():
             shapes.append((where, name, slot.first, len(slot.stored.shape), slot.stored.trainable, slot.stored.dtype))
     block.symbols = list(found)
-    block.integers = [*integers, *sizes_of(block.node)]
-    block.key = (tuple(lines), tuple(shapes), len(block.inputs), tuple(names[value] for value in block.outputs))
+    block.numbers = integers
+    block.body = (tuple(lines), tuple(shapes), len(block.inputs), tuple(names[value] for value in block.outputs))
 
 
 def _items(item):
@@ -180,7 +219,10 @@ def _items(item):
 
 
 def _without_tail(program: Program, tree: Tree, blocks: list[Block]) -> Block | None:
-    """Return the last block without what comes after it: the part that is like another block, or has one exit."""
+    """Return the last block without what comes after it: the part that is like another block.
+
+    Where none is, it ends like the block before it: at the first operator of that kind below all of its own tensors.
+    """
     last = blocks[-1]
     for model in dict.fromkeys([*blocks[-2::-1]]):
         if not model.outputs or len(last.ops) < len(model.ops):
@@ -195,6 +237,16 @@ def _without_tail(program: Program, tree: Tree, blocks: list[Block]) -> Block | 
                 candidate = _block(program, tree, last.node, last.index, region)
                 if candidate.key == model.key:
                     return candidate
+    before, own = blocks[-2], set(last.node.walk())
+    if not before.outputs:
+        return None
+    stored = {op for op in last.ops if any(_is_stored(v) and tree.slot(op, v).node in own for v in op.inputs)}
+    end = before.outputs[-1]
+    for op in last.ops:
+        if op.key == end.op.key and op.output.dims == end.dims:
+            region = _ancestors([op.output], last.ops)
+            if stored <= set(region):
+                return _block(program, tree, last.node, last.index, region)
     return None
 
 

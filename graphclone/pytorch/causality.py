@@ -34,13 +34,15 @@ def _is_causal(program: Program, mask: Value) -> bool:
 
 
 def _ancestors(value: Value) -> set[Op] | None:
-    """Return what computes a value, None if an input's content or a parameter is part of it."""
+    """Return what computes a value, None if an input's content, a parameter or a choice is part of it."""
     needed: set[Op] = set()
     pending = [value]
     while pending:
         each = pending.pop()
         if each.known is not None or each.op in needed:
             continue
+        if each.op is not None and each.op.key == ("", "If"):
+            return None
         if each.op is None:
             if each.weight is None or (each.parameter is not None and each.parameter.trainable):
                 return None

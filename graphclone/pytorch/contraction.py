@@ -159,3 +159,16 @@ def pool(op: Op) -> Code:
         ceil,
         bool(op.attribute("count_include_pad", 0)),
     )
+
+
+@rule("DFT")
+def fourier(op: Op) -> Code:
+    """Transform along an axis; the last axis holds real numbers, or complex ones as pairs."""
+    axes = op.integers(2) if op.opset >= 20 else None
+    axis = axes[0] if axes else op.axis(1 if op.opset < 20 else -2)
+    length = op.integers(1)
+    inverse, onesided = bool(op.attribute("inverse", 0)), bool(op.attribute("onesided", 0))
+    if inverse and onesided:
+        raise Unsupported("a onesided inverse has no PyTorch counterpart")
+    place = axis % op[0].rank
+    return Code("fourier({}, {}, {}, {}, {})", op[0], place, length[0] if length else None, inverse, onesided)

@@ -10,6 +10,7 @@ from graphclone.pytorch.checkpoints import Checkpoint, recover
 from graphclone.pytorch.code import DTYPE, Code
 from graphclone.pytorch.dropout import add_dropout
 from graphclone.pytorch.naming import Names
+from graphclone.pytorch.nesting import nest
 from graphclone.pytorch.parameters import Stored, classify, numbers
 from graphclone.pytorch.probing import probe
 from graphclone.pytorch.program import Op, Program, Value, read
@@ -17,7 +18,7 @@ from graphclone.pytorch.registry import RULES, rule
 from graphclone.pytorch.rewriting import Result, Uses, new_op, new_value, rewrite
 
 STAGES = (
-    (layout_idioms.drop_idle, layout_idioms.drop_neutral),
+    (layout_idioms.drop_idle, layout_idioms.drop_neutral, attention_idioms.cache_apart),
     (layout_idioms.swap_by_reshape,),
     (layout_idioms.merge_transposes, weight_idioms.linear, weight_idioms.embedding, norm_idioms.standard_norms),
     (weight_idioms.bias, norm_idioms.layer_norm, norm_idioms.rms_norm),
@@ -34,10 +35,12 @@ STAGES = (
 
 @dataclass
 class Converted:
-    """A program ready to be written: `stored` lists its tensors in order of use, `report` what is doubtful."""
+    """A program ready to be written: `stored` lists its tensors in order of use, `outputs` the graph's names of its results,
+    `report` what is doubtful."""
 
     program: Program
     stored: list[Stored]
+    outputs: list[str]
     report: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -58,6 +61,7 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     tie(program, model)
     lacking = recover(program, checkpoint) if checkpoint is not None else None
     assumed = adopt(program, names)
+    moved = nest(program, model)
     if dropout:
         add_dropout(program, dropout)
     layout_idioms.share_repeated(program)
@@ -66,12 +70,13 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     cast_tables(program)
     encode(program)
     stored = list(dict.fromkeys(v.parameter for v in program.values() if v.parameter is not None and v.known is None))
-    return Converted(program, stored, _report(stored, names, assumed, lacking))
+    outputs = [tensor.name for tensor in model.outputs]
+    return Converted(program, stored, outputs, _report(stored, names, assumed, lacking) | {"moved": moved})
 
 
 def graph_metadata(model: Model) -> dict[str, str]:
     """Return what the exporter wrote beside the graph."""
-    return {prop.key: prop.value for prop in model._graph_header.metadata_props}
+    return {prop.key: prop.value for prop in model.graph_header.metadata_props}
 
 
 def tie(program: Program, model: Model) -> None:

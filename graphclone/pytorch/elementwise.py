@@ -1,6 +1,6 @@
 """PyTorch rules of operators that work entry by entry."""
 
-from graphclone.pytorch.code import Code
+from graphclone.pytorch.code import DEVICE, Code
 from graphclone.pytorch.known import torch_type
 from graphclone.pytorch.program import Op, Unsupported, Value
 from graphclone.pytorch.registry import rows, rule
@@ -51,12 +51,20 @@ rows(
         "LessOrEqual": "({} <= {})",
         "Greater": "({} > {})",
         "GreaterOrEqual": "({} >= {})",
-        "Where": "torch.where({}, {}, {})",
         "Identity": "{}",
         "PRelu": "torch.where({0} < 0, {0} * {1}, {0})",
     }
 )
 rows({"QuickGelu": "({0} * torch.sigmoid(1.702 * {0}))"}, "com.microsoft")
+
+
+@rule("Where")
+def where(op: Op) -> Code:
+    """Choose by element; a condition that is one known value must be a tensor too."""
+    if op[0].known is not None and op[0].known.ndim == 0:
+        condition = Code("torch.tensor({}, device={})", op[0], DEVICE)
+        return Code("torch.where({}, {}, {})", condition, op[1], op[2])
+    return Code("torch.where({}, {}, {})", *op.inputs)
 
 
 @rule("Div")
@@ -111,6 +119,8 @@ def mean(op: Op) -> Code:
 def cast(op: Op) -> Code:
     """Convert; a conversion between the graph's own float type and itself is no operation."""
     to = torch_type(op.attribute("to"))
+    if op[0].known is not None and op[0].known.ndim == 0:
+        return Code("torch.tensor({}, dtype={}, device={})", op[0], to, DEVICE)
     if to == op[0].dtype:
         return Code("{}", op[0])
     return Code("{}.to({})", op[0], to)

@@ -28,6 +28,10 @@ class Item:
         """Return the values it reads, twice where they must have a name."""
         raise NotImplementedError
 
+    def makes(self) -> list[Value]:
+        """Return the values that have a name after it."""
+        raise NotImplementedError
+
     def write(self, writer: "FunctionWriter") -> None:
         raise NotImplementedError
 
@@ -84,7 +88,7 @@ class FunctionWriter:
     def write(self, items: Iterable["Op | Item"], outputs: Iterable[Value]) -> None:
         """Write the statements of operators and other items; `outputs` are read after them."""
         items, outputs = list(items), list(outputs)
-        self.roles.update(roles([item for item in items if isinstance(item, Op)]))
+        self.roles = roles([item for item in items if isinstance(item, Op)]) | self.roles
         reads: dict[Value, int] = {}
         for item in items:
             for value in item.reads() if isinstance(item, Item) else reads_of(item):
@@ -202,8 +206,9 @@ class FunctionWriter:
             return self.roles[output]
         for value in op.inputs:
             if value is not None and value.parameter is not None and value.known is None and op.domain == IDIOMS:
-                names = [name for name in self.tree.slot(op, value).path[:-1] if not name.isdigit()]
-                if names:
+                node = self.tree.slot(op, value).node
+                names = [name for name in node.path if not name.isdigit()]
+                if names and (node.layer is not None or not node.name.isdigit()):
                     return names[-1]
         hint = HINTS.get(op.type)
         if hint == "mask" and not (output.is_table or str(output.dtype) == "torch.bool"):

@@ -45,6 +45,56 @@ def capped_attention(q, k, v, mask, scale, softcap):
     return F.softmax(scores, dim=-1) @ v
 
 
+def fourier(x, axis, length, inverse, onesided):
+    """Transform x (..., 1 or 2), real or complex numbers as pairs, along an axis; return pairs."""
+    x = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x.squeeze(-1)
+    if onesided:
+        return torch.view_as_real(torch.fft.rfft(x, n=length, dim=axis))
+    transform = torch.fft.ifft if inverse else torch.fft.fft
+    return torch.view_as_real(transform(x, n=length, dim=axis))
+
+
+def cached_attention(q, k, v, past, mask, causal, scale):
+    """Attend to what is past and what is new; return the context (batch, queries, hidden) and the longer past.
+
+    q, k, v are (batch, heads, sequence, head_dim), the past is keys and values (2, batch, heads, sequence, head_dim).
+    """
+    past = torch.cat((past, torch.stack((k, v))), dim=3)
+    if causal:
+        allowed = causal_mask(q.shape[2], past.shape[3], q.device)
+        mask = allowed if mask is None else mask.masked_fill(~allowed, float("-inf"))
+    context = F.scaled_dot_product_attention(q, past[0], past[1], attn_mask=mask, scale=scale)
+    return context.transpose(1, 2).flatten(2), past
+
+
+def grouped_attention(q, k, v, past_k, past_v, places, total, bias, scale, window, softcap):
+    """Attend causally behind a cache; return the context (batch, queries, hidden) and the keys and values of the new cache.
+
+    q, k, v are (batch, heads, sequence, head_dim); `places` (batch, sequence) are where each row's new entries go, the
+    cache then has `total` places or as many as it had; a query sees `window` keys back, None for all.
+    """
+    length = max(past_k.shape[2], total)
+    rows = places[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
+    k = F.pad(past_k, (0, 0, 0, length - past_k.shape[2])).scatter(2, rows, k)
+    v = F.pad(past_v, (0, 0, 0, length - past_v.shape[2])).scatter(2, rows, v)
+    keys, queries = torch.arange(length, device=q.device), places[:, None, :, None]
+    mask = keys <= queries
+    if window is not None:
+        mask = mask & (keys > queries - window)
+    if bias is not None:
+        mask = bias.masked_fill(~mask, float("-inf"))
+    if softcap:
+        context = capped_attention(q, k, v, mask, scale or q.shape[3] ** -0.5, softcap)
+    else:
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+    return context.transpose(1, 2).flatten(2), k, v
+
+
+def cache_places(last, count):
+    """Return the places (batch, count) of each row's new entries, which end at its last place, or begin at the first."""
+    return (last + 1 - count).clamp(min=0)[:, None] + torch.arange(count, device=last.device)
+
+
 def causal_mask(queries, keys, device):
     """Return True where a query may see a key; the last query sees all keys."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

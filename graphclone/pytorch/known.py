@@ -49,12 +49,12 @@ def compute(op: Op) -> list[tuple[np.ndarray, torch.dtype]] | None:
         return None
     try:
         results = function(op)
+        results = results if isinstance(results, list) else [results]
+        if any(result is None or result[0].size > LARGEST for result in results):
+            return None
+        return [(_settled(array, dtype), dtype) for array, dtype in results]
     except (Undecided, TypeError, ValueError, IndexError, ZeroDivisionError, OverflowError):
         return None
-    results = results if isinstance(results, list) else [results]
-    if any(result is None or result[0].size > LARGEST for result in results):
-        return None
-    return [(_settled(array, dtype), dtype) for array, dtype in results]
 
 
 def array(values) -> np.ndarray:
@@ -146,6 +146,12 @@ def _cast(op: Op):
         kept = np.frompyfunc(lambda a: raise_undecided() if isinstance(a, Size) else bool(a), 1, 1)(op[0].known)
         return array(kept), to
     return op[0].known, to
+
+
+def _cast_like(op: Op):
+    if op[0].known is None or op[1].dtype is None:
+        return None
+    return op[0].known, op[1].dtype
 
 
 def _shape(op: Op):
@@ -269,7 +275,8 @@ def _one_hot(op: Op):
     return array(np.where(hot.astype(bool), array(on), array(off))), op[2].dtype
 
 
-READS_SHAPE = ("Shape", "Size")
+READS_SHAPE = ("Shape", "Size", "CastLike")
+"""Operators that need no content of what they read, or not of all of it."""
 
 FUNCTIONS: dict[str, Callable] = {
     "Add": _binary(lambda a, b, _: a + b),
@@ -298,6 +305,7 @@ FUNCTIONS: dict[str, Callable] = {
     "Min": _most("min({}, {})", min),
     "Identity": _same,
     "Cast": _cast,
+    "CastLike": _cast_like,
     "Shape": _shape,
     "Size": _size,
     "Gather": _gather,

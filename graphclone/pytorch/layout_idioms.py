@@ -21,7 +21,10 @@ NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0, "And": True, "Or": False, "Po
 
 
 def drop_neutral(op: Op, uses: Uses) -> Result:
-    """Remove a product with one, a sum with zero, an And with True."""
+    """Remove a product with one, a sum with zero, an And with True, a choice that is made."""
+    if op.type == "Where" and not op.domain and isinstance(op[0].scalar, bool):
+        taken = op[1] if op[0].scalar else op[2]
+        return taken if taken.known is None and tuple(taken.dims) == tuple(op.output.dims) else None
     if op.domain or op.type not in NEUTRAL:
         return None
     for slot in (1, 0) if op.type in ("Mul", "Add", "And", "Or") else (1,):
@@ -80,15 +83,20 @@ RESHAPES = ("Reshape", "Unsqueeze", "Squeeze", "Flatten")
 
 
 def share_repeated(program: Program) -> None:
-    """Compute equal things once: a mask that each layer builds anew, a table of cosines."""
+    """Compute equal things once: a mask that each layer builds anew, a table of cosines.
+
+    The branches of an If share nothing, so that each remains a whole model.
+    """
     seen: dict[tuple, Op] = {}
 
     def share(op: Op, uses: Uses) -> Result:
         if len(op.outputs) != 1 or op.type in ("RandomNormal", "RandomUniform", "Bernoulli", "Dropout"):
             return None
         key = (op.key, tuple(map(_identity, op.inputs)), repr(sorted(op.attributes.items(), key=lambda item: item[0])))
-        twin = seen.setdefault(key, op)
-        return None if twin is op else twin.output
+        places = [op.inside[:depth] for depth in range(len(op.inside) + 1)]
+        twin = next((seen[place, key] for place in places if (place, key) in seen), None)
+        seen.setdefault((op.inside, key), op)
+        return None if twin is None else twin.output
 
     rewrite(program, share)
 

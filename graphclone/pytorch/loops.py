@@ -136,6 +136,7 @@ class Loop(Item):
         return True
 
     def call(self, block: str, words: list[str]) -> str:
+        block = block if self.stack.method == "forward" else f"{block}.{self.stack.method}"
         if self.source.checkpoint_blocks:
             return f"checkpoint({', '.join([block, *words])}, use_reentrant=False)"
         return f"{block}({', '.join(words)})"

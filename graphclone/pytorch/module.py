@@ -35,8 +35,13 @@ def to_torch(
 ) -> torch.nn.Module:
     """Return the model as a module that trains, under the framework's own parameter names.
 
-    Its `forward` takes the graph's inputs in order and returns its output, or a tuple of them. `source` is the text it
-    runs, `report` lists what was doubtful: parameters whose role or name is a guess, and those the graph lacks.
+    Its `forward` takes the graph's inputs in order and returns its output, or a tuple of them; `input_names` and
+    `output_names` are what the graph calls them. A cache is inputs and outputs like others: pass what was returned on.
+    `source` is the text it runs, `report` lists what was doubtful: parameters whose role or name is a guess, and those
+    the graph lacks.
+
+    An If is a Python `if`, and both of its ways share one set of weights; `torch.compile` and `torch.export` follow it
+    where its input (`use_cache_branch`) is given as a Python bool instead of a tensor.
 
     dropout: rate to put back where transformers drop in training: embeddings, attention weights, residual branches.
     checkpoint_blocks: whether blocks compute their activations again in the backward pass, which saves memory.
@@ -60,6 +65,8 @@ def to_torch(
     scope.fill(module, tensors(source))
     if init is not None:
         initialize(module, init, seed)
+    module.input_names = [tensor.name for tensor in model.inputs]
+    module.output_names = converted.outputs
     module.source = source.text
     module.report = converted.report
     return module

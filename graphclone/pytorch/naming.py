@@ -12,6 +12,8 @@ LOST = re.compile(
     r"|Constant(_\d+)?_output_\d+|^/|::|__\d+$|_to_copy|^(ge|le|lt|gt|eq|expand|new_ones|arange|view|full|cat|mul|add|sub|slice|getitem)(_\d+)?$"
 )
 """What exporters call tensors whose name is gone."""
+MERGED = re.compile(r"_merged_\d+$")
+"""What optimum adds to the name of the first of several equal tensors."""
 SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
 SIGNATURE_LINE = re.compile(
     r"^(?P<key>\w+): (?P<kind>PARAMETER|BUFFER|CONSTANT_TENSOR) target='(?P<target>[^']+)'", re.MULTILINE
@@ -72,17 +74,21 @@ class Names:
         lost, scope = self.lost(value.name), self.scope(op)
         leaf = LEAVES.get((op.type, slot)) if not op.domain else None
         if leaf is None and not lost:
-            return value.name
+            return self.own(value)
         if self.kinds:
             return self._told(value, op, scope, leaf if lost else value.name.rpartition(".")[2])
         if lost and (leaf is None or op.type in ("Add", "Mul")):
             return self.folded(value, op, scope)
         if leaf is None or not scope:
-            return value.name
+            return self.own(value)
         own_module = value.name.rpartition(".")[0]
         if not lost and (op.type == "Add" or own_module == scope or own_module.startswith(scope + ".")):
-            return value.name
+            return self.own(value)
         return f"{scope}.{leaf}"
+
+    def own(self, value: Value) -> str:
+        """Return a stored tensor's name without the number of the group of equal tensors that it stands for."""
+        return MERGED.sub("", value.name)
 
     def made_up(self, value: Value, op: Op) -> bool:
         """Tell whether no parameter of the checkpoint stands behind a stored tensor, as far as names tell."""

@@ -48,12 +48,37 @@ def _mean_square(value: Value) -> tuple[Value, float] | None:
     axes = mean.integers(1, "axes")
     if axes is None or [axis % mean[0].rank for axis in axes] != [mean[0].rank - 1]:
         return None
-    square = made_by(mean[0], "Pow", "Mul")
-    if square is None:
+    square = _square(mean[0])
+    return None if square is None else (square, number(pair[0]))
+
+
+def _difference_of_squares(value: Value, mean: Op) -> tuple[Value, float] | None:
+    """Return (x, epsilon) of mean(x^2) - mean(x)^2 + epsilon, the variance kept from below zero or not."""
+    total = made_by(value, "Add")
+    pair = operands(total, lambda each: number(each) is not None) if total else None
+    kept = made_by(pair[1], "Max", "Clip", "Relu") if pair else None
+    if kept is not None:
+        low = kept.attribute("min", kept[1]) if kept.type == "Clip" else kept[1]
+        sides = (kept[1], kept[0]) if kept.type == "Max" and number(kept[0]) is not None else (kept[0], low)
+        if (kept.type != "Relu" and not is_number(sides[1], 0.0)) or (kept.type == "Clip" and kept[2] is not None):
+            return None
+    gap = made_by(sides[0] if kept is not None else pair[1] if pair else None, "Sub")
+    if gap is None or _square(gap[1]) is not mean.output:
         return None
-    if (square.type == "Pow" and is_number(square[1], 2.0)) or (square.type == "Mul" and square[0] is square[1]):
-        return square[0], number(pair[0])
-    return None
+    squares = made_by(gap[0], "ReduceMean")
+    if squares is None or _square(squares[0]) is not mean[0] or squares.integers(1, "axes") != mean.integers(1, "axes"):
+        return None
+    return mean[0], number(pair[0])
+
+
+def _square(value: Value) -> Value | None:
+    """Return what a value is the square of."""
+    op = made_by(value, "Pow", "Mul")
+    if op is None:
+        return None
+    if op.type == "Pow":
+        return op[0] if is_number(op[1], 2.0) else None
+    return op[0] if op[0] is op[1] else None
 
 
 def rms_norm_weight(op: Op, uses: Uses) -> Result:
@@ -76,12 +101,14 @@ def layer_norm(op: Op, uses: Uses) -> Result:
         root, centred = (_root(pair[0]), pair[1]) if pair else (None, None)
     else:
         root, centred = made_by(op[1], "Sqrt"), op[0]
-    found = _mean_square(root[0]) if root is not None else None
-    if found is None or found[0] is not centred:
-        return None
     gap = made_by(centred, "Sub")
     mean = made_by(gap[1], "ReduceMean") if gap else None
-    if mean is None or mean[0] is not gap[0]:
+    if root is None or mean is None or mean[0] is not gap[0]:
+        return None
+    found = _mean_square(root[0])
+    if found is None or found[0] is not centred:
+        found = _difference_of_squares(root[0], mean)
+    if found is None:
         return None
     axes = mean.integers(1, "axes")
     if (

@@ -129,7 +129,7 @@ def _drop_made_up(program: Program, names: Names) -> None:
 
 def _trainable(value: Value, reading: list[Op], names: Names, users: dict[Value, list[Op]]) -> tuple[bool, str]:
     """Decide, and say what makes it doubtful."""
-    if not value.dtype.is_floating_point:
+    if not value.dtype.is_floating_point or not value.weight.size:
         return False, ""
     told = names.kind(value.name) or names.kind_when_indexed(value, reading)
     if told is not None:
@@ -225,12 +225,12 @@ def _feeds_rotation(value: Value, users: dict[Value, list[Op]]) -> bool:
 def _split(value: Value, reading: list[Op], trainable: bool, names: Names) -> list[tuple[Value, str, list[str]]]:
     """Give a shared vector one value per layer that reads it, and a shared matrix its other names."""
     if not trainable:
-        return [(value, value.name, [])]
+        return [(value, names.own(value), [])]
     paths = {}
     for op in reading:
         paths[op] = names.of(value, op)
     distinct = without_repeats(list(dict.fromkeys(paths.values())))
-    own = distinct[0] if names.lost(value.name) or value.name not in distinct else value.name
+    own = distinct[0] if names.lost(value.name) or names.own(value) not in distinct else names.own(value)
     if len(value.weight.shape) > 1 or len(distinct) == 1:
         return [(value, own, [path for path in distinct if path != own])]
     parts = {own: value}

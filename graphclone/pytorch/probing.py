@@ -10,7 +10,7 @@ from graphclone.errors import InputError
 from graphclone.pytorch import helpers, known
 from graphclone.pytorch.code import Code, Marker, render
 from graphclone.pytorch.program import Op, Program, Unsupported, Value
-from graphclone.pytorch.quick_shapes import quick
+from graphclone.pytorch.quick_shapes import either, quick, quick_cache
 from graphclone.pytorch.registry import RULES
 from graphclone.pytorch.sizes import PROBES, Size, SizeTable, Symbol
 
@@ -22,8 +22,10 @@ HELPERS = {name: value for name, value in vars(helpers).items() if not name.star
 """What rules may call."""
 
 
-SCALES = (1, 331)
-"""What the sizes are multiplied by: audio needs long inputs."""
+SMALL = (3, 5, 2, 7, 4, 9, 6, 11, 8, 13, 10, 12)
+"""Sizes below the number of positions of the tiniest models, where the graph slices a table of them."""
+SIZES = (PRIMES, SMALL, tuple(331 * prime for prime in PRIMES))
+"""What is tried in turn; audio needs long inputs."""
 
 
 class ShapeMismatch(Exception):
@@ -43,10 +45,10 @@ def probe(program: Program, inputs: Iterable[gs.Variable]) -> None:
         raise InputError(unknown_operators(program, missing))
     inputs = list(inputs)
     problem: Exception | None = None
-    for scale in SCALES:
+    for sizes in SIZES:
         for shared in (_by_name, _by_first_axis, _by_role):
             try:
-                return _Probe(program, shared(inputs), scale).run(inputs)
+                return _Probe(program, shared(inputs), sizes).run(inputs)
             except ShapeMismatch as error:
                 problem = problem or error
     raise InputError(f"cannot turn the graph into PyTorch: {problem}") from problem
@@ -95,20 +97,20 @@ def _by_role(inputs: list[gs.Variable]) -> Axes:
 SUM = re.compile(r"^\s*([\w.]+)\s*\+\s*([\w.]+)\s*$")
 
 
-def _number(axes: Axes, scale: int) -> dict[str, tuple[int, ...]]:
+def _number(axes: Axes, sizes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Give each name its sizes in the probes; `past + sequence` is their sum."""
     result: dict[str, tuple[int, ...]] = {}
     plain = [name for name in dict.fromkeys(axes.values()) if not SUM.match(name)]
     for position, name in enumerate(plain):
         result[name] = tuple(
-            scale * PRIMES[(position + 3 * index) % len(PRIMES)] + 40 * (position // 4) for index in range(PROBES)
+            sizes[(position + 3 * index) % len(sizes)] + 40 * (position // 4) for index in range(PROBES)
         )
     for name in dict.fromkeys(axes.values()):
         if name in result:
             continue
         parts = [part if part.isdigit() else result.get(part) for part in SUM.match(name).groups()]
         if None in parts:
-            result[name] = tuple(41 + scale + 6 * len(result) + 2 * index for index in range(PROBES))
+            result[name] = tuple(35 + sizes[0] + 6 * len(result) + 2 * index for index in range(PROBES))
         else:
             columns = [(int(part),) * PROBES if isinstance(part, str) else part for part in parts]
             result[name] = tuple(map(sum, zip(*columns, strict=True)))
@@ -119,12 +121,13 @@ def _number(axes: Axes, scale: int) -> dict[str, tuple[int, ...]]:
 
 
 class _Probe:
-    def __init__(self, program: Program, axes: Axes, scale: int):
+    def __init__(self, program: Program, axes: Axes, sizes: tuple[int, ...]):
         self.program = program
         self.axes = axes
-        self.numbers = _number(axes, scale)
+        self.numbers = _number(axes, sizes)
         self.sizes = SizeTable()
         self.tensors: dict[Value, list] = {}
+        self.taken: dict[str, int] = {}
 
     def run(self, inputs: list[gs.Variable]) -> None:
         for value, tensor in zip(self.program.inputs, inputs, strict=True):
@@ -156,6 +159,9 @@ class _Probe:
         value.dtype = tensors[0].dtype
 
     def _step(self, op: Op) -> None:
+        if any(self.taken.get(name, number) != number for name, number in op.inside):
+            op.code = None
+            return
         for each in op.inputs:
             if each is not None and each.op is None and each.known is None and each not in self.tensors:
                 self._stored(each)
@@ -173,13 +179,39 @@ class _Probe:
             raise InputError(f"cannot turn {op.type} node '{op.name:.80}' into PyTorch: {error}") from None
         except KeyError:
             raise InputError(unknown_operators(self.program, [op.key])) from None
+        if op.key == ("", "If"):
+            return self._choose(op)
         shapes = [self._shapes(each) for each in op.inputs if each is not None]
         found = quick(op, shapes)
-        outputs = [found] if found is not None else evaluate(op.code, self.tensors, op)
+        outputs = quick_cache(op) or ([found] if found is not None else evaluate(op.code, self.tensors, op))
         for output, tensors in zip(op.outputs, outputs, strict=False):
             if output is not None:
                 self._settle(output, tensors)
                 output.is_table = all(each is None or each.is_table for each in op.inputs)
+
+    def _choose(self, op: Op) -> None:
+        """Keep one branch of an If where the sizes decide, else give its results the sizes that both branches agree on."""
+        count = len(op.outputs)
+        if op[0].known is not None:
+            number = 0 if op[0].scalar else 1
+            self.taken[op.name] = number
+            op.code = None
+            for place, output in enumerate(op.outputs):
+                if output is not None:
+                    self.program.replace(output, op[1 + number * count + place])
+            return
+        for place, output in enumerate(op.outputs):
+            if output is None:
+                continue
+            first, second = op[1 + place], op[1 + count + place]
+            shapes = either(self._shapes(first), self._shapes(second))
+            if shapes is None:
+                raise InputError(
+                    f"cannot turn If node '{op.name:.80}' into PyTorch: its branches give '{output.name:.80}' with "
+                    "different numbers of axes"
+                )
+            self._settle(output, [torch.empty(shape, dtype=first.dtype, device="meta") for shape in shapes])
+            output.is_table = all(each.is_table for each in op.inputs)
 
     def _shapes(self, value: Value) -> list[tuple[int, ...]]:
         if value.known is not None:

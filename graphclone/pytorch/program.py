@@ -10,6 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 
+from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.pytorch.sizes import Integer, SizeTable
 from graphclone.weights import Weight, weight_of
@@ -59,7 +60,11 @@ class Op:
     """One operator: `type` and `domain` as the standard spells them, or an idiom in the domain `graphclone`.
 
     Attributes: `scope` is the path of the module the exporter was in (`transformer.h.0.attn`), `fx` the line of
-    torch's own graph it came from, `opset` the version of its domain.
+    torch's own graph it came from, `opset` the version of its domain, `inside` the branches it stands in, outer ones
+    first, as names of If nodes with 0 for the branch where the condition holds and 1 for the other.
+
+    An If reads its condition, the results of the first branch and those of the second; the operators of its branches
+    are operators of the program like others.
     """
 
     type: str
@@ -72,6 +77,7 @@ class Op:
     fx: str = ""
     opset: int = 0
     code: Any = None
+    inside: tuple[tuple[str, int], ...] = ()
 
     def __repr__(self) -> str:
         return f"<{self.type} {self.name!r}>"
@@ -119,7 +125,7 @@ class Unsupported(Exception):
 
 @dataclass
 class Program:
-    """Operators in topological order, the values that go in and come out, and the sizes they have."""
+    """Operators in topological order, those of branches among them, what goes in and comes out, and their sizes."""
 
     ops: list[Op]
     inputs: list[Value]
@@ -148,6 +154,8 @@ class Program:
         kept = []
         for op in reversed(self.ops):
             if any(output in alive for output in op.outputs if output is not None):
+                if op.key == ("", "If"):
+                    _forget_unread(op, alive)
                 alive.update(each for each in op.inputs if each is not None)
                 kept.append(op)
         self.ops = kept[::-1]
@@ -159,6 +167,14 @@ class Program:
             if each is not None and each not in seen:
                 seen.add(each)
                 yield each
+
+
+def _forget_unread(op: Op, alive: set[Value]) -> None:
+    """Drop the results of an If that nothing reads, and what its branches compute for them."""
+    count = len(op.outputs)
+    for place, output in enumerate(op.outputs):
+        if output not in alive:
+            op.outputs[place] = op.inputs[1 + place] = op.inputs[1 + count + place] = None
 
 
 def read(model: Model) -> Program:
@@ -175,27 +191,40 @@ def read(model: Model) -> Program:
         return values[tensor.name]
 
     inputs = [value(tensor) for tensor in graph.inputs]
-    ops = []
-    for node in sorted_nodes(graph):
-        domain = "" if node.domain in STANDARD else node.domain
-        metadata = model.node_metadata.get(node.name, {})
-        op = Op(
-            type=node.op,
-            inputs=[value(tensor) for tensor in node.inputs],
-            outputs=[value(tensor) for tensor in node.outputs],
-            attributes=dict(node.attrs),
-            domain=domain,
-            name=node.name,
-            scope=scope_of(node.name, metadata),
-            fx=metadata.get(FX_NODE, ""),
-            opset=model.opset,
-        )
-        for output in op.outputs:
-            if output is not None:
-                output.op = op
-        ops.append(op)
+    ops: list[Op] = []
+
+    def add(graph: gs.Graph, inside: tuple[tuple[str, int], ...]) -> None:
+        for node in sorted_nodes(graph):
+            bodies = branches(node)
+            for number, body in enumerate(bodies):
+                add(body, (*inside, (node.name, number)))
+            metadata = model.node_metadata.get(node.name, {})
+            chosen = [tensor for body in bodies for tensor in body.outputs]
+            op = Op(
+                type=node.op,
+                inputs=[value(tensor) for tensor in [*node.inputs, *chosen]],
+                outputs=[value(tensor) for tensor in node.outputs],
+                attributes={} if bodies else dict(node.attrs),
+                domain="" if node.domain in STANDARD else node.domain,
+                name=node.name,
+                scope=scope_of(node.name, metadata),
+                fx=metadata.get(FX_NODE, ""),
+                opset=model.opset,
+                inside=inside,
+            )
+            for output in op.outputs:
+                if output is not None:
+                    output.op = op
+            ops.append(op)
+
+    add(graph, ())
     outputs = [value(tensor) for tensor in graph.outputs]
     return Program(ops, inputs, outputs, SizeTable())
+
+
+def branches(node: gs.Node) -> list[gs.Graph]:
+    """Return the graph that an If runs where its condition holds, and the other; none for other operators."""
+    return [node.attrs["then_branch"], node.attrs["else_branch"]] if node.op == "If" and not node.domain else []
 
 
 def sorted_nodes(graph: gs.Graph) -> list[gs.Node]:
@@ -206,7 +235,10 @@ def sorted_nodes(graph: gs.Graph) -> list[gs.Node]:
     while pending:
         later = []
         for node in pending:
-            if all(tensor.name in ready or tensor.name not in made for tensor in node.inputs):
+            bodies = [scope for body in branches(node) for scope in walk(body)]
+            reads = [*node.inputs, *(t for body in bodies for each in body.nodes for t in each.inputs)]
+            reads += [tensor for body in bodies for tensor in body.outputs]
+            if all(tensor.name in ready or tensor.name not in made for tensor in reads):
                 ready.update(output.name for output in node.outputs)
                 result.append(node)
             else:

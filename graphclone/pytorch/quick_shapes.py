@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from graphclone.pytorch.program import Op
+from graphclone.pytorch.sizes import probe_of
 
 SAME = frozenset(
     "Neg Abs Sqrt Reciprocal Exp Log Sin Cos Tan Sinh Cosh Tanh Erf Sigmoid Softplus Relu Floor Ceil Round Sign Gelu "
@@ -24,11 +25,8 @@ def quick(op: Op, shapes: list[list[tuple[int, ...]]]) -> list[torch.Tensor] | N
     if op.domain or len([output for output in op.outputs if output is not None]) != 1:
         return None
     if op.type == "NonZero":
-        count = next(_counts)
-        return [
-            torch.empty((op[0].rank, 1009 + 13 * count + 7 * index * index), dtype=torch.int64, device="meta")
-            for index in range(len(shapes[0]))
-        ]
+        counts = unforeseen(len(shapes[0]))
+        return [torch.empty((op[0].rank, count), dtype=torch.int64, device="meta") for count in counts]
     if op.type in SAME:
         return [torch.empty(shape, dtype=op[0].dtype, device="meta") for shape in shapes[0]]
     if op.type in BROADCAST or op.type in COMPARE:
@@ -42,3 +40,32 @@ def quick(op: Op, shapes: list[list[tuple[int, ...]]]) -> list[torch.Tensor] | N
     except ValueError:
         return None
     return [torch.empty(shape, dtype=dtype, device="meta") for shape in results]
+
+
+def quick_cache(op: Op) -> list[list[torch.Tensor]] | None:
+    """Return the results in each probe of attention whose new cache has a size that an input tells, or None."""
+    if op.key != ("com.microsoft", "GroupQueryAttention") or op[3] is None or op[6].known is not None:
+        return None
+    heads, size = int(op.attribute("num_heads")), op[3].dims[3]
+    contexts = zip(probe_of(op[0].dims[0]), probe_of(op[0].dims[1]), strict=True)
+    shapes = [[(batch, length, heads * size) for batch, length in contexts]]
+    for past in op.inputs[3:5]:
+        batches = probe_of(past.dims[0])
+        columns = zip(batches, unforeseen(len(batches)), strict=True)
+        shapes.append([(batch, past.dims[1], length, size) for batch, length in columns])
+    return [[torch.empty(shape, dtype=op[0].dtype, device="meta") for shape in each] for each in shapes]
+
+
+def unforeseen(probes: int) -> list[int]:
+    """Return sizes in each probe for an axis that the data decides, unlike those of any other."""
+    count = next(_counts)
+    return [1009 + 13 * count + 7 * index * index for index in range(probes)]
+
+
+def either(first: list[tuple[int, ...]], second: list[tuple[int, ...]]) -> list[tuple[int, ...]] | None:
+    """Return the shape in each probe of what is one of two, None where the ranks differ; an axis in doubt is unforeseen."""
+    if len(first[0]) != len(second[0]):
+        return None
+    pairs = zip(zip(*first, strict=True), zip(*second, strict=True), strict=True)
+    columns = [left if left == right else unforeseen(len(first)) for left, right in pairs]
+    return list(zip(*columns, strict=True)) if columns else first

@@ -113,7 +113,8 @@ def new_op(
     kind: str, inputs: Sequence[Value | None], output: Value, like: Op, domain: str = IDIOMS, **attributes
 ) -> Op:
     """Return an operator in the place of `like` and make it the maker of `output`."""
-    op = Op(kind, list(inputs), [output], attributes, domain, like.name, like.scope, like.fx, like.opset)
+    place = {"name": like.name, "scope": like.scope, "fx": like.fx, "opset": like.opset, "inside": like.inside}
+    op = Op(kind, list(inputs), [output], attributes, domain, **place)
     output.op = op
     return op
 

@@ -55,4 +55,5 @@ def local(hint: str, taken: Container[str]) -> str:
 LOCAL_RESERVED = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__) | {
     "torch", "nn", "F", "self", "checkpoint", "Group", "load", "load_file", "Path",
     "rotate_half", "rotate_pairs", "rotary_halves", "rotary_pairs", "capped_attention", "causal_mask",
+    "fourier", "cached_attention", "grouped_attention", "cache_places",
 }  # fmt: skip

@@ -1,12 +1,14 @@
 """Source: the text of a module file, a class per kind of block and one for the model."""
 
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from graphclone.pytorch import helpers
 from graphclone.pytorch.blocks import Block, Stack, find_stacks
+from graphclone.pytorch.branches import Choice, Region, regions
 from graphclone.pytorch.code import DTYPE, render
 from graphclone.pytorch.constructors import build, sizes_of, tensor
 from graphclone.pytorch.conversion import Converted
@@ -44,6 +46,7 @@ class SourceWriter:
         self.program = converted.program
         self.title = re.sub(r"[^\w .,:;()\[\]/+-]", "_", title)[:100]
         self.tree = Tree(self.program, converted.stored)
+        self.regions = regions(self.program)
         self.stacks = find_stacks(self.program, self.tree)
         self.at = {stack.node: stack for stack in self.stacks}
         self.classes: dict[tuple, str] = {}
@@ -54,12 +57,9 @@ class SourceWriter:
         bodies = [self.block_class(kind) for stack in self.stacks for kind in self.kinds(stack)]
         bodies.append(self.model_class())
         body = "".join(bodies)
-        used = [
-            function for name, function in vars(helpers).items() if inspect.isfunction(function) and f"{name}(" in body
-        ]
         text = HEADER.format(title=self.title)
         text += CHECKPOINT if "checkpoint(" in body else ""
-        text += "".join("\n\n" + inspect.getsource(function).rstrip() + "\n" for function in used)
+        text += "".join(f"\n\n{function}\n" for function in _called(body))
         text += (GROUP if "Group(" in body else "") + (CONV1D if "Conv1D(" in body else "") + body + LOAD
         tensors = {".".join(slot.path): slot for slots in self.tree.slots.values() for slot in slots if slot.first}
         return Source(text, tensors, self.tree)
@@ -107,38 +107,41 @@ class SourceWriter:
         names = self.arguments(stack, block)
         distinct = list(dict.fromkeys(names.values()))
         code_count = len(block.integers) - len(list(sizes_of(block.node)))
-        texts = iter([names.get(index) or str(number) for index, number in enumerate(block.integers)][code_count:])
+        numbers = [names.get(index) or str(number) for index, number in enumerate(block.integers)]
+        texts = iter(numbers[code_count:])
         lines = [f"class {self.classes[stack.node, block.key]}(nn.Module):"]
         lines.append(f"    def __init__({', '.join(['self', *distinct])}):")
         lines.append("        super().__init__()")
         used = {name for index, name in names.items() if index < code_count}
         lines += [f"        self.{name} = {name}" for name in distinct if name in used]
         lines += self.constructor(block.node, texts)
+        texts = iter([f"self.{text}" if index in names else text for index, text in enumerate(numbers)])
+        methods = [stack.method, *(twin.method for twin in stack.twins)]
+        for method, body in zip(methods, [block, *block.twins], strict=True):
+            lines += self.block_method(method, body, texts)
+        return "\n\n" + "\n".join(lines) + "\n"
+
+    def block_method(self, method: str, block: Block, texts: Iterator[str]) -> list[str]:
+        """Return the lines of one function of a block; `texts` gives the numbers of its code."""
         writer = FunctionWriter(
             self.tree,
             lambda op, value: "self." + reach(self.tree.slot(op, value).path[len(block.node.path) :]),
             lambda op: self.layer_text(op, block.node),
             "dtype",
         )
-        position = 0
         for op in block.ops:
             for code in op.code if isinstance(op.code, tuple) else (op.code,):
-                count = _integers(code)
-                writer.numbers[id(code)] = [
-                    f"self.{names[index]}" if index in names else str(block.integers[index])
-                    for index in range(position, position + count)
-                ]
-                position += count
+                writer.numbers[id(code)] = list(itertools.islice(texts, _integers(code)))
         words = [writer.argument(value, hint) for value, hint in zip(block.inputs, self.hints(block), strict=True)]
         head = self.prologue(writer, block.ops, block.inputs, block.node, words, block)
         writer.write(block.ops, block.outputs)
-        lines += ["", f"    def forward({', '.join(['self', *words])}):"]
+        lines = ["", f"    def {method}({', '.join(['self', *words])}):"]
         lines += [f"        {line}" for line in [*head, *writer.lines]]
-        lines.append("        return " + ", ".join(writer.text(value, None) for value in block.outputs))
-        return "\n\n" + "\n".join(lines) + "\n"
+        return [*lines, "        return " + ", ".join(writer.text(value, None) for value in block.outputs)]
 
     def hints(self, block: Block) -> list[str]:
-        made = {output for stack in self.stacks for each in stack.blocks for output in each.outputs}
+        stacks = [each for stack in self.stacks for each in (stack, *stack.twins)]
+        made = {output for stack in stacks for each in stack.blocks for output in each.outputs}
         result = []
         for value in block.inputs:
             streams = value in made or (not value.is_table and value.dims and value.rank >= 3)
@@ -269,9 +272,11 @@ class SourceWriter:
         )
         inputs = self.program.inputs
         words = [writer.argument(value, value.name) for value in inputs]
-        items = self.items()
-        ops = [item for item in items if isinstance(item, Op)]
-        extra = [SizeReader(item) for item in items if isinstance(item, Item)]
+        writer.roles = dict(zip(self.program.outputs, self.converted.outputs, strict=True))
+        items = self.items(())
+        flat = [each for item in items for each in (item.inner() if isinstance(item, Choice) else [item])]
+        ops = [item for item in flat if isinstance(item, Op)]
+        extra = [SizeReader(item) for item in flat if isinstance(item, Loop)]
         head = self.prologue(writer, [*ops, *extra], inputs, tree.root, words)
         writer.write(items, self.program.outputs)
         lines += ["", f"    def forward({', '.join(['self', *words])}):"]
@@ -290,28 +295,31 @@ class SourceWriter:
                 lines.append(f"self.{reach(slot.path)} = self.{reach(slots[0].path)}")
         return lines
 
-    def items(self) -> list[Op | Item]:
-        """Return the statements of the model in order: operators outside blocks, and loops over blocks."""
-        owner = {op: stack for stack in self.stacks for block in stack.blocks for op in block.ops}
-        loops = {stack: Loop(self, stack) for stack in self.stacks}
+    def items(self, region: Region) -> list[Op | Item]:
+        """Return the statements of a region in order: operators outside blocks, loops over blocks, and choices."""
+        stacks = [each for stack in self.stacks for each in (stack, *stack.twins)]
+        owner = {op: stack for stack in stacks for block in stack.blocks for op in block.ops}
+        loops: dict[Stack, Item] = {}
         waiting: list[Op | Item] = []
         for op in self.program.ops:
-            item = loops[owner[op]] if op in owner else op
+            if self.regions[op] != region:
+                continue
+            if op in owner:
+                item = loops.get(owner[op]) or loops.setdefault(owner[op], Loop(self, owner[op]))
+            elif op.key == ("", "If"):
+                item = Choice(op, [self.items((*region, (op, number))) for number in (0, 1)])
+            else:
+                item = op
             if item not in waiting:
                 waiting.append(item)
-        made = {
-            output: item
-            for item in waiting
-            for output in (item.makes() if isinstance(item, Loop) else item.outputs)
-            if output is not None
-        }
+        made = {output: item for item in waiting for output in _made(item) if output is not None}
         done: dict[Op | Item, None] = {}
 
         def visit(item: Op | Item) -> None:
             stack = [item]
             while stack:
                 top = stack[-1]
-                reads = top.reads() if isinstance(top, Loop) else [v for v in top.inputs if v is not None]
+                reads = top.reads() if isinstance(top, Item) else [v for v in top.inputs if v is not None]
                 before = [
                     made[value]
                     for value in reads
@@ -325,6 +333,22 @@ class SourceWriter:
         for item in waiting:
             visit(item)
         return list(done)
+
+
+def _called(body: str) -> list[str]:
+    """Return the text of the helpers that a text calls, and of those that they call."""
+    texts = {name: inspect.getsource(each).rstrip() for name, each in vars(helpers).items() if inspect.isfunction(each)}
+    called: dict[str, str] = {}
+    while True:
+        more = {name: text for name, text in texts.items() if name not in called and f"{name}(" in body}
+        if not more:
+            return [text for name, text in texts.items() if name in called]
+        called |= more
+        body = "".join(more.values())
+
+
+def _made(item: Op | Item) -> list[Value | None]:
+    return item.makes() if isinstance(item, Item) else item.outputs
 
 
 def _integers(code) -> int:

@@ -168,7 +168,7 @@ def expand(op: Op) -> Code:
     for size, wanted in zip(source[len(source) - len(target) :], target, strict=True):
         shape.append(wanted if isinstance(size, int) and size == 1 and wanted != 1 else -1)
     extra = op[0].rank - len(target)
-    if all(size == -1 for size in shape):
+    if all(size == -1 for size in shape) and len(target) <= op[0].rank:
         return Code("{}", op[0])
     head = [1 if size == -1 and position < len(target) - op[0].rank else size for position, size in enumerate(shape)]
     return Code("{}.expand({})", op[0], tuple([-1] * max(extra, 0) + head))
@@ -218,11 +218,17 @@ def _dtype(value):
     return torch.float32 if value is None else torch.from_numpy(np.zeros(1, value.dtype)).dtype
 
 
+def _size_behind(value: Value) -> Value:
+    """Return the size that a conversion to floats was made from."""
+    op = value.op
+    converted = value.known is None and op is not None and not op.domain and op.type in ("Cast", "CastLike")
+    return op[0] if converted and op[0].known is not None else value
+
+
 @rule("Range")
 def arange(op: Op) -> Code:
-    start, limit, step = op.inputs
-    if any(each.known is None for each in op.inputs):
-        start, limit, step = (each if each.known is not None else Code("int({})", each) for each in op.inputs)
+    bounds = [_size_behind(each) for each in op.inputs]
+    start, limit, step = (each if each.known is not None else Code("int({})", each) for each in bounds)
     words = [limit] if _is(start, 0) and _is(step, 1) else [start, limit] if _is(step, 1) else [start, limit, step]
     dtype = op[0].dtype
     if dtype == _int64():

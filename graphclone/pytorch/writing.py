@@ -101,6 +101,7 @@ def _readme(model: Model, report: dict[str, list[str]], title: str) -> str:
         "assumed": "Names that are a guess",
         "unsure": "Tensors whose role is a guess",
         "unnamed": "Parameters whose original name is lost",
+        "moved": "Tensors in the module of the block that reads them, and what the graph calls them",
     }
     tail = "".join(
         f"\n\n## {notes[key]}\n\n" + "\n".join(f"- `{_plain(each)}`" for each in values)

@@ -1,7 +1,6 @@
 """Operator rules: onnxruntime judges each row's outputs, gradcheck its gradients."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -9,13 +8,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-import graphclone
 from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.pytorch import Code, rule, to_torch
 from graphclone.pytorch.registry import RULES
 
-OPTIMUM = Path(__file__).resolve().parent.parent / "fixtures" / "optimum"
 random = np.random.default_rng(0)
 
 
@@ -35,6 +32,12 @@ GROUPED = [f(2, 5, 64), f(2, 5, 32), f(2, 5, 32)]  # 4 heads of 16 over 2
 GROUPS = {"num_heads": 4, "kv_num_heads": 2}
 LENGTHS = [None, None, np.array([4, 4], np.int32), np.int32(5)]  # no past; each sample's last position, and the total
 ANGLES = f(9, 8)
+PAST, ONE_PAST = f(2, 3, 4, 4), f(1, 2, 3, 16)
+CACHE, ONE_CACHE = [PAST, PAST + 1], [ONE_PAST, ONE_PAST + 1]
+HIDDEN = [f(2, 5, 12), f(2, 5, 12), f(2, 5, 12)]
+ALONE = [each[:1] for each in GROUPED]
+FILLED = [np.array([7], np.int32), np.array(8, np.int32)]
+PADDED = np.array([[1] * 9, [0, 0] + [1] * 7], np.int32)
 IDS = np.array([[1, 0, 3], [2, 2, 4]], np.int64)
 
 # (operator, inputs that are activations, inputs that are constants, attributes, opset, number of outputs)
@@ -133,6 +136,9 @@ ROWS = [
     ("ScatterND", [X, np.array([[0, 1], [2, 4]], np.int64), f(2, 7)], [], {"reduction": "add"}, 18, 1),
     ("OneHot", [IDS], [np.int64(5), f(2)], {}, 18, 1),
     ("NonZero", [MASK], [], {}, 18, 1),
+    ("DFT", [f(2, 6, 5, 1)], [], {"axis": 2}, 18, 1),
+    ("DFT", [f(2, 6, 5, 2)], [], {"axis": 1, "inverse": 1}, 18, 1),
+    ("DFT", [f(2, 6, 5, 1)], [None, np.int64(-3)], {"onesided": 1}, 20, 1),
     ("Attention", [Q, K, V], [], {}, 23, 1),
     ("Attention", [Q, K, V, f(5, 7)], [], {"scale": 0.3}, 23, 1),
     ("Attention", [f(2, 5, 24), f(2, 5, 12), f(2, 5, 6)], [], {"q_num_heads": 6, "kv_num_heads": 3, "is_causal": 1}, 23, 1),  # noqa: E501
@@ -155,22 +161,43 @@ ROWS = [
             ([*LENGTHS, np.cos(ANGLES), np.sin(ANGLES)], {"do_rotary": 1}),
             ([*LENGTHS, np.cos(ANGLES), np.sin(ANGLES)], {"do_rotary": 1, "rotary_interleaved": 1}),
         )],
+    ("com.microsoft.GroupQueryAttention", [f(2, 5, 128)], [None, None, *LENGTHS], GROUPS, 18, 3),
+    *[("com.microsoft.GroupQueryAttention", [*ALONE, *ONE_CACHE], [*FILLED, *constants], GROUPS | more, 18, 3)
+        for constants, more in (
+            ([], {}),
+            ([], {"local_window_size": 3, "scale": 0.2}),
+            ([], {"softcap": 3.0}),
+            ([np.cos(ANGLES), np.sin(ANGLES)], {"do_rotary": 1}),
+        )],
+    ("com.microsoft.GroupQueryAttention", [*ALONE, *ONE_CACHE, FILLED[0], FILLED[1], None, None, None, f(1, 4, 5, 8)], [], GROUPS, 18, 3),  # noqa: E501
+    ("com.microsoft.MultiHeadAttention", HIDDEN, [], {"num_heads": 3}, 18, 3),
+    ("com.microsoft.MultiHeadAttention", [f(2, 5, 12), f(2, 3, 7, 4), f(2, 3, 7, 4)], [], {"num_heads": 3}, 18, 1),
+    ("com.microsoft.MultiHeadAttention", [*HIDDEN, f(36), None, None, *CACHE], [], {"num_heads": 3}, 18, 3),
+    ("com.microsoft.MultiHeadAttention", [*HIDDEN, None, None, None, *CACHE], [], {"num_heads": 3, "unidirectional": 1}, 18, 3),  # noqa: E501
+    ("com.microsoft.MultiHeadAttention", [*HIDDEN, None, PADDED, None, *CACHE], [], {"num_heads": 3, "unidirectional": 1}, 18, 3),  # noqa: E501
+    ("com.microsoft.Attention", [f(2, 5, 12), f(12, 36), f(36)], [], {"num_heads": 3, "unidirectional": 1}, 18, 2),
+    ("com.microsoft.Attention", [f(2, 5, 12), f(12, 36), f(36), PADDED, f(2, 2, 3, 4, 4)], [], {"num_heads": 3, "unidirectional": 1}, 18, 2),  # noqa: E501
+    ("Attention", [*HIDDEN, None, *CACHE], [], {"q_num_heads": 3, "kv_num_heads": 3, "is_causal": 1}, 23, 3),
+    ("Attention", [f(2, 6, 5, 4), f(2, 3, 5, 4), f(2, 3, 5, 4), f(5, 9), *CACHE], [], {}, 23, 3),
+    ("Attention", [Q, K, V, None, None, None, np.array([7, 3], np.int64)], [], {}, 24, 1),
 ]  # fmt: skip
 
 
 def build(row) -> tuple[Model, bytes]:
     name, inputs, constants, attributes, opset, count = row
     domain, _, kind = name.rpartition(".")
-    first = len(inputs[0])
+    both = any(each is not None and each.ndim == 5 for each in inputs)  # keys and values in one: batch is not first
+    first = None if both else len(inputs[0])
     given = [
         helper.make_tensor_value_info(
             f"x{n}",
             helper.np_dtype_to_tensor_dtype(each.dtype),
-            ["n" if len(each) == first else len(each), *each.shape[1:]],
+            ["n" if size == first else size for size in each.shape[:1]] + list(each.shape[1:]),
         )
         for n, each in enumerate(inputs)
+        if each is not None
     ]
-    names = [f"x{n}" for n in range(len(inputs))]
+    names = ["" if each is None else f"x{n}" for n, each in enumerate(inputs)]
     names += ["" if each is None else f"c{n}" for n, each in enumerate(constants)]
     outputs = [f"y{n}" for n in range(count)]
     graph = helper.make_graph(
@@ -193,9 +220,9 @@ def label(row) -> str:
 def test_rules_agree_with_onnxruntime_and_have_true_gradients(row):
     model, data = build(row)
     module = to_torch(model)
-    inputs = [torch.from_numpy(each) for each in row[1]]
+    inputs = [torch.from_numpy(each) for each in row[1] if each is not None]
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    wanted = session.run(None, {f"x{n}": each for n, each in enumerate(row[1])})
+    wanted = session.run(None, {f"x{n}": each for n, each in enumerate(row[1]) if each is not None})
     given = module(*inputs)
     given = given if isinstance(given, tuple) else (given,)
     for have, want in zip(given, wanted, strict=True):
@@ -213,6 +240,23 @@ def test_rules_agree_with_onnxruntime_and_have_true_gradients(row):
             return tuple(results[n] for n in floats)
 
         assert torch.autograd.gradcheck(only_floats, doubles, fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_sample_continues_its_own_cache(packed):
+    """What lies behind the last place of a shorter sample is not defined."""
+    past, last, total = [f(2, 2, 3, 16), f(2, 2, 3, 16)], np.array([3, 1], np.int32), np.array(4, np.int32)
+    query = [f(2, 1, 128), None, None] if packed else [f(2, 1, 64), f(2, 1, 32), f(2, 1, 32)]
+    inputs = [*query, *past, last]
+    tables = [total, np.cos(ANGLES), np.sin(ANGLES)]
+    model, data = build(("com.microsoft.GroupQueryAttention", inputs, tables, GROUPS | {"do_rotary": 1}, 18, 3))
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    want = session.run(None, {f"x{n}": each for n, each in enumerate(inputs) if each is not None})
+    have = [each.numpy() for each in to_torch(model)(*[torch.from_numpy(each) for each in inputs if each is not None])]
+    np.testing.assert_allclose(have[0], want[0], rtol=2e-5, atol=2e-5)
+    for given, wanted in zip(have[1:], want[1:], strict=True):
+        for sample, length in enumerate(last + 1):
+            np.testing.assert_allclose(given[sample, :, :length], wanted[sample, :, :length], rtol=2e-5, atol=2e-5)
 
 
 def node(kind: str, number: int, domain: str = ""):
@@ -239,18 +283,11 @@ def test_one_error_lists_all_operators_without_a_rule():
     assert "Det (1 nodes" in message and "my.ops.Twist (2 nodes" in message and "graphclone.pytorch.rule" in message
 
 
-@pytest.mark.parametrize("family", ["bart", "t5"])
-def test_a_merged_decoder_is_told_from_the_files_beside_it(family):
-    merged = graphclone.load(OPTIMUM / family / "decoder_model_merged.onnx")
-    with pytest.raises(InputError, match=r"If node 'optimum::if'.*'use_cache_branch'.*decoder_model\.onnx"):
-        to_torch(merged)
-
-
-def test_a_cache_of_grouped_queries_is_an_error():
-    past = f(2, 2, 3, 16)
-    row = ("com.microsoft.GroupQueryAttention", [*GROUPED, past, past], LENGTHS[2:], GROUPS, 18, 3)
-    with pytest.raises(InputError, match="cache has no PyTorch counterpart; export without a cache"):
-        to_torch(build(row)[0])
+@pytest.mark.parametrize("slots", [{8: np.array([3], np.int32)}, {3: f(36), 9: np.zeros((2, 3, 8), np.int32)}])
+def test_a_cache_that_is_written_in_place_is_an_error(slots):
+    inputs = [*HIDDEN, *(slots.get(slot) for slot in range(3, 6)), *CACHE, slots.get(8), slots.get(9)]
+    with pytest.raises(InputError, match="a cache that is written in place has no PyTorch counterpart"):
+        to_torch(build(("com.microsoft.MultiHeadAttention", inputs, [], {"num_heads": 3}, 18, 3))[0])
 
 
 def test_a_user_registers_an_operator():
