@@ -5,20 +5,23 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from graphclone.axes.axis import find, free_leaves, is_static, is_unit
-from graphclone.axes.contractions import Contraction, constant_behind, contraction_of
+from graphclone.axes.contractions import REARRANGING, Contraction, constant_behind, contraction_of
 from graphclone.axes.notation import parse
 from graphclone.axes.typed import AxisTyping, TypedNode
-from graphclone.dtypes import holds_weights
+from graphclone.dtypes import holds_weights, is_float
 from graphclone.graphs import walk
 from graphclone.weights import weight_of
 
 PRIME = (1 << 61) - 1
-RENAMING = {"Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}
+RENAMING = {"Identity", "Cast"}
+ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear", "QGemm"}
 REAL_AGAIN = {
     "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "QAttention", "Shape", "Size",
 }  # fmt: skip
+"""Operators that read whole numbers and give what needs no zero point."""
 ATTENTION_OPS = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
@@ -39,7 +42,7 @@ class Flow:
             if node.constrains and (node.text or node.op.type != "If"):
                 self._add_steps(number, node)
         self.order: dict[str, int] = {}
-        self.rounded = self._find_rounded()
+        self.rounded, self.real_before = self._find_rounded()
         self.consumers: dict[str, list[int]] = defaultdict(list)
         for i, names in enumerate(self.gives):
             self.order.update((name, i) for name in names)
@@ -65,14 +68,22 @@ class Flow:
             self.reads.append(inputs)
             self.gives.append(outputs)
 
-    def _find_rounded(self) -> set[str]:
-        """Return the activations that hold whole numbers to a scale of their own: none can stand in for another."""
+    def _find_rounded(self) -> tuple[set[str], set[str]]:
+        """Return the activations that hold whole numbers to a scale of their own (none can stand in for another), and
+        those of them that were real before."""
         found: set[str] = set()
+        before: set[str] = set()
         for i, node in enumerate(self.nodes):
-            rounds = node.op.type in ("QuantizeLinear", "DynamicQuantizeLinear", "QGemm") or node.op.type.startswith("QLinear")
-            if rounds or (node.op.type not in REAL_AGAIN and any(name in found for name in self.reads[i])):
-                found.update(self.gives[i][:1] if node.op.type == "DynamicQuantizeLinear" else self.gives[i])
-        return found
+            given = self.gives[i][:1] if node.op.type == "DynamicQuantizeLinear" else self.gives[i]
+            if node.op.type in ROUNDING or node.op.type.startswith("QLinear"):
+                found.update(given)
+                before.update(given)
+            elif node.op.type not in REAL_AGAIN and any(name in found for name in self.reads[i]):
+                found.update(given)
+                before.update(given if any(name in before for name in self.reads[i]) else ())
+            elif node.op.type in REARRANGING and _reads_few_bits(node):
+                found.update(given)
+        return found, before
 
     def outputs_of(self, index: int) -> list[str]:
         return self.gives[index]
@@ -157,7 +168,12 @@ class Flow:
 
     def is_renamed(self, name: str) -> bool:
         """Tell whether a tensor is another one under a new name, or of another type."""
-        return name in self.order and self.nodes[self.order[name]].op.type in RENAMING
+        if name not in self.order:
+            return False
+        step = self.order[name]
+        if self.nodes[step].op.type == "DequantizeLinear":
+            return any(read in self.real_before for read in self.reads[step])
+        return self.nodes[step].op.type in RENAMING
 
     def between(self, entry: str, exit: str) -> tuple[int, ...]:
         """Return the nodes on paths from one tensor to another."""
@@ -182,6 +198,12 @@ def is_fused_sum(node: gs.Node) -> bool:
     """Tell whether a node adds to the stream, gives the sum on and normalises it, all at once."""
     fused = node.op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
     return fused and len(node.outputs) > 3 and bool(node.outputs[3].name)
+
+
+def _reads_few_bits(node: TypedNode) -> bool:
+    first = node.op.node.inputs[0]
+    dtype = weight_of(first).onnx_dtype if isinstance(first, gs.Constant) else TensorProto.FLOAT
+    return holds_weights(dtype) and not is_float(dtype)
 
 
 def _has_matrix(node: TypedNode) -> bool:

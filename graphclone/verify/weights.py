@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from graphclone.axes.contractions import is_weight
+from graphclone.axes.contractions import REARRANGING, is_weight
 from graphclone.axes.typed import AxisTyping
 from graphclone.graphs import walk
 from graphclone.model import Model
@@ -177,14 +177,20 @@ ZERO_POINTS = {
 
 
 def _zero_point(node: gs.Node, slot: int) -> np.ndarray:
-    """Return what stands for zero in an operand, to broadcast against it."""
+    """Return what stands for zero in an operand, to broadcast against it; what is looked up is dequantized behind."""
+    rank, moved = len(weight_of(node.inputs[slot]).shape), False
+    while node.op in REARRANGING and node.op != "DequantizeLinear" and node.outputs[0].outputs:
+        tensor, moved = node.outputs[0], True
+        node = tensor.outputs[0]
+        slot = next(i for i, each in enumerate(node.inputs) if each is tensor)
     at = ZERO_POINTS.get(node.op, {}).get(slot)
     if at is None or at >= len(node.inputs) or not isinstance(node.inputs[at], gs.Constant):
         return np.zeros(())
     zero = weight_of(node.inputs[at]).load()
-    rank = len(weight_of(node.inputs[slot]).shape)
-    if zero.size == 1 or zero.ndim > 1:
-        return zero
+    if (zero == zero.reshape(-1)[0]).all():
+        return zero.reshape(-1)[0]
+    if zero.ndim > 1 or moved:
+        return zero if not moved else np.zeros(())
     axis = int(node.attrs.get("axis", 1)) % rank if node.op == "DequantizeLinear" else rank - 1
     if "Conv" in node.op or node.attrs.get("transB", 0):
         axis = 0
