@@ -6,9 +6,9 @@ from string import Template
 
 MIDDLE, UNIFORM = "depth{layers=$layers by=middle}", "depth{layers=$layers by=uniform}"
 FIRST = "depth{layers=$layers by=first}"
-RANKED, PLAIN = "width{$widths by=mean_abs}", "width{$widths by=uniform}"
+RANKED, PLAIN, OBS = (f"width{{$widths by={metric}}}" for metric in ("mean_abs", "uniform", "obs"))
 PAPER = f"{MIDDLE},{RANKED},rescale{{mode=paper}}"
-BEST, BEST_UNROTATED = f"{UNIFORM},{RANKED},rotate,refit", f"{UNIFORM},{RANKED},refit"
+BEST, BEST_UNROTATED = f"{UNIFORM},{OBS},rotate,refit", f"{UNIFORM},{OBS},refit"
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ ARMS = (
     # The paper's child with one thing changed.
     Arm("paper, blocks uniform", f"{UNIFORM},{RANKED},rescale{{mode=paper}}"),
     Arm("paper, output-aware", f"{MIDDLE},width{{$widths by=output_aware}},rescale{{mode=paper}}"),
+    Arm("paper, OBS", f"{MIDDLE},{OBS},rescale{{mode=paper}}"),
     Arm("norm gain", f"{MIDDLE},{RANKED},rescale{{mode=norm_gain}}"),
     Arm("refit", f"{MIDDLE},{RANKED},refit"),
     Arm("refit, read-outs", f"{MIDDLE},{RANKED},rescale{{mode=paper}},refit{{only=readouts}}"),
@@ -59,7 +60,8 @@ ARMS = (
     Arm("rotate", f"{MIDDLE},{RANKED},rotate"),
     # Together.
     Arm("best, 80 sequences", BEST, otherwise=BEST_UNROTATED),
-    Arm("best, blocks searched", f"search{{layers=$layers}},{RANKED},rotate,refit", calibration=320),
+    Arm("best, mean_abs", f"{UNIFORM},{RANKED},rotate,refit", calibration=320, otherwise=f"{UNIFORM},{RANKED},refit"),
+    Arm("best, blocks searched", f"search{{layers=$layers}},{OBS},rotate,refit", calibration=320),
     Arm("best", BEST, calibration=320, otherwise=BEST_UNROTATED, main=True),
     Arm("best, Muon", BEST, optimiser="muon", calibration=320, otherwise=BEST_UNROTATED),
     # The parent as a teacher.

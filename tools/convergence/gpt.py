@@ -19,7 +19,7 @@ CHILD = Config(blocks=4, hidden=48, heads=3, ffn=192)
 class CharacterGPT(Task):
     name, title = "gpt", "character GPT, Tiny Shakespeare"
     layers, widths = 4, "hidden=48 ffn=192 heads=3"
-    rates = (8e-3, 1.6e-2, 4e-3, 3.2e-2, 2e-3)
+    rates = (8e-3, 4e-3, 1.6e-2, 2e-3, 3.2e-2)
     outer = ("token", "position", "head")
     unit = "nats per character"
     batch_tokens = BATCH * PARENT.context

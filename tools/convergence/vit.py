@@ -66,7 +66,7 @@ class ViT(nn.Module):
 class VisionTransformer(Task):
     name, title = "vit", "vision transformer, CIFAR-10"
     layers, widths = 4, "hidden=48 ffn=192 heads=3"
-    rates = (4e-3, 8e-3, 2e-3, 1.6e-2, 1e-3)
+    rates = (4e-3, 2e-3, 8e-3, 1e-3, 1.6e-2)
     outer = ("patch", "position", "cls", "head")
     unit = "nats per image"
     batch_tokens = BATCH * TOKENS
