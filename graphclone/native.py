@@ -1,6 +1,6 @@
 """Give a child the constants that the framework's own smaller class computes; weights take the ratio, outputs stay."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from graphclone.axes.linear import Gain
 from graphclone.axes.scales import ESCAPE, Exchange, Scale, find_scales
 from graphclone.axes.solver import type_axes
-from graphclone.axes.tables import find_tables
+from graphclone.axes.tables import Table, find_tables
 from graphclone.axes.typed import AxisTyping, TypedNode
 from graphclone.computed import computed
 from graphclone.errors import CutError
@@ -26,15 +26,20 @@ def check_tables(typing: AxisTyping, cut: Cut, stored: Sequence[str] = ()) -> No
     typing: of the parent. stored: initializers that the checkpoint holds, which nothing computes anew.
     Raises: CutError that names the table and the node.
     """
-    for table in find_tables(typing):
-        picks = cut.picks(table.axis)
-        if picks is None or table.name in stored or table.reproduces(picks):
-            continue
+    for table in refused_tables(typing, cut, stored):
         raise CutError(
             f"'{table.name}' at {table.where} is a table of {table.kind} that the framework computes from the size; "
-            f"its formula for {len(picks)} entries does not give the kept ones; keep evenly spaced "
+            f"its formula for {cut.size(table.axis)[0]} entries does not give the kept ones; keep evenly spaced "
             f"entries{ESCAPE}"
         )
+
+
+def refused_tables(typing: AxisTyping, cut: Cut, stored: Sequence[str] = ()) -> Iterator[Table]:
+    """Yield the tables whose formula does not give what a cut keeps of them; arguments as in `check_tables`."""
+    for table in find_tables(typing):
+        picks = cut.picks(table.axis)
+        if picks is not None and table.name not in stored and not table.reproduces(picks):
+            yield table
 
 
 def use_native_constants(child: Model, parents: Mapping[int, TypedNode]) -> list[Scale]:

@@ -41,11 +41,18 @@ FEW = 8
 class Table:
     """An initializer that a formula makes of the size of `axis`; `entries` are what the formula gives along it."""
 
-    name: str
-    where: str
+    use: Use
     kind: str
     axis: Axis
     entries: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return self.use.node.inputs[self.use.slot].name
+
+    @property
+    def where(self) -> str:
+        return f"{self.use.node.op} node '{self.use.node.name}'"
 
     def reproduces(self, picks: np.ndarray) -> bool:
         """Tell whether the formula of the smaller size gives the kept entries."""
@@ -60,15 +67,14 @@ def find_tables(typing: AxisTyping) -> Iterator[Table]:
     Example:
         [table.name for table in find_tables(type_axes(model))]
     """
-    for name, uses in typing.uses.items():
+    for uses in typing.uses.values():
         for use in uses:
             weight = _float_weight(use)
             if weight is None:
                 continue
-            where = f"{use.node.op} node '{use.node.name}'"
             for place, axis in enumerate(use.axes):
                 if axis.size[0] > 1 and free_leaves(axis) and (found := _entries(use, weight, place)) is not None:
-                    yield Table(name, where, found[0], axis, found[1])
+                    yield Table(use, found[0], axis, found[1])
 
 
 def slopes(heads: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,17 +11,22 @@ import numpy as np
 from graphclone.analysis import Analysis, analyse
 from graphclone.axes.axis import find
 from graphclone.axes.scales import ESCAPE
+from graphclone.axes.tables import Table
+from graphclone.axes.typed import Use
 from graphclone.checkpoint.carrying import Carrier
 from graphclone.checkpoint.config import rewrite_config, with_new_tokens
 from graphclone.checkpoint.files import Checkpoint, new_folder, read_checkpoint, write_checkpoint_files
-from graphclone.checkpoint.matching import Match, match
+from graphclone.checkpoint.fitting import fit_config
+from graphclone.checkpoint.frequencies import rewrite_frequencies
+from graphclone.checkpoint.matching import Match, Part, match
 from graphclone.checkpoint.numbering import Numbering, find_numberings, renumbered, without_expert
 from graphclone.dtypes import is_float
-from graphclone.errors import CheckFailed, CutError, InputError
+from graphclone.errors import CheckFailed, CutError, GraphcloneError, InputError
 from graphclone.model import Model
+from graphclone.native import refused_tables
 from graphclone.plan import Cut, Plan, resolve
 from graphclone.surgery import carry_out_traced
-from graphclone.weights import Weight
+from graphclone.weights import Weight, weight_of
 
 RECOMPUTED = re.compile(r"inv_freq|rotary_emb")
 TOLERANCE = 1e-5
@@ -68,18 +73,25 @@ def write_checkpoint(
 
     analysis = analysis or analyse(model)
     cut = resolve(plan, analysis)
+    _refuse_additions(plan)
     checkpoint = read_checkpoint(source)
     matches = match(checkpoint.tensors, model, analysis.typing)
     if not matches:
         raise InputError(
             f"no tensor of '{source}' is in the model; is it the checkpoint that the model was exported from?"
         )
-    config = None
+    config, defaults, doubts = None, None, []
     tokens = _kept_tokens(analysis, cut)
     if checkpoint.config is not None and "model_type" in checkpoint.config:
-        config = rewrite_config(checkpoint.config, analysis, cut, config_defaults(checkpoint.folder))
+        defaults = config_defaults(checkpoint.folder)
+        config = rewrite_config(checkpoint.config, analysis, cut, defaults, doubts)
         config = config if tokens is None else with_new_tokens(config, tokens)
     stored = [part.name for name, each in matches.items() for part in each.parts if not RECOMPUTED.search(name)]
+    tables: dict[str, Match] = {}
+    if config is not None:
+        config, said = rewrite_frequencies(config, list(refused_tables(analysis.typing, cut, stored)), cut)
+        tables = _own_tables(checkpoint, list(refused_tables(analysis.typing, cut, stored + said)))
+        stored += said + [each.parts[0].name for each in tables.values()]
     try:
         child, nodes = carry_out_traced(cut, model, analysis, plan, native_constants=True, stored_tables=stored)
     except CutError as error:
@@ -87,15 +99,72 @@ def write_checkpoint(
     carrier = Carrier(analysis.typing, cut, nodes)
     numberings = find_numberings(model, analysis, cut, matches)
     tensors, report = _tensors(checkpoint, matches, carrier, numberings, _Sizes(analysis, cut, matches, checkpoint))
-    file_of = {new: checkpoint.file_of[old] for new, (old, _) in tensors.items()}
+    for name, each in tables.items():
+        tensors[name] = (name, carrier.carried(each, _stored(each.parts[0].use))[0])
+    if config is not None:
+        config = _fitted(config, defaults or config, checkpoint, tensors, doubts)
+    first = next(iter(checkpoint.file_of.values()))
+    file_of = {new: checkpoint.file_of.get(old, first) for new, (old, _) in tensors.items()}
     with new_folder(Path(output)) as folder:
         weights = {new: weight for new, (_, weight) in tensors.items()}
         write_checkpoint_files(folder, checkpoint, weights, file_of, config)
         if tokens is not None:
             _write_tokens(folder, tokens)
         if check:
-            _compare(report, folder, child, config)
+            fewer = any(len(cut.blocks[stack.prefix]) < len(stack.blocks) for stack in analysis.stacks)
+            _compare(report, folder, child, config, fewer)
     return report
+
+
+def _own_tables(checkpoint: Checkpoint, refused: Sequence[Table]) -> dict[str, Match]:
+    """Return tables that a class computes, leaves out of its checkpoints, and would read if they were there.
+
+    That is how kept entries which its formula does not give are said to it, as a cut of Marian's sinusoids.
+    """
+    from graphclone.pytorch.pretrained import shapes_of
+
+    try:
+        shapes = shapes_of(checkpoint.config) if refused else {}
+    except GraphcloneError:
+        return {}
+    found = {}
+    for name in sorted(set(shapes) - set(checkpoint.tensors)):
+        alike = [t for t in refused if tuple(_stored(t.use).shape) == shapes[name] and not RECOMPUTED.search(name)]
+        chosen = next((t for t in alike if t.name.endswith(name)), alike[0] if alike else None)
+        if chosen is not None:
+            found[name] = Match(name, (Part(chosen.name, chosen.use),))
+    return found
+
+
+def _stored(use: Use) -> Weight:
+    return weight_of(use.node.inputs[use.slot])
+
+
+def _fitted(config: dict, defaults: Mapping, checkpoint: Checkpoint, tensors: Mapping, doubts: list) -> dict:
+    """Let the class behind a config say whether it holds the child, where transformers knows it."""
+    from graphclone.pytorch.pretrained import shapes_of
+
+    parent = {name: weight.shape for name, weight in checkpoint.tensors.items()}
+    child = {name: weight.shape for name, (_, weight) in tensors.items()}
+    try:
+        return fit_config(config, defaults, parent, child, shapes_of, doubts)
+    except InputError:
+        if doubts:
+            raise doubts[0].error from None
+        return config
+
+
+def _refuse_additions(plan: Plan) -> None:
+    """Refuse what a plan adds and the original class has no place for."""
+    if plan.bias:
+        raise CutError(
+            f"the plan adds a bias behind '{next(iter(plan.bias))}', which the checkpoint's class has no place for"
+        )
+    if plan.untie:
+        raise CutError(
+            f"the plan unties '{next(iter(plan.untie))}', which the checkpoint's class keeps tied; leave untie out, or use "
+            f"the child as ONNX or through `graphclone torch`"
+        )
 
 
 def _kept_tokens(analysis: Analysis, cut: Cut) -> list[int] | None:
@@ -208,8 +277,8 @@ def _is_mask(weight: Weight) -> bool:
     return len(weight.shape) == 4 and weight.shape[:2] == (1, 1) and weight.shape[2] == weight.shape[3]
 
 
-def _compare(report: Report, folder: Path, child: Model, config: dict | None) -> None:
-    """Load what was written with transformers and compare its outputs with the slim model's."""
+def _compare(report: Report, folder: Path, child: Model, config: dict | None, fewer: bool) -> None:
+    """Load what was written with transformers and compare its outputs with the slim model's; `fewer`: of its blocks."""
     from graphclone.pytorch.pretrained import outputs_of
     from graphclone.verify.running import first_run
 
@@ -234,9 +303,10 @@ def _compare(report: Report, folder: Path, child: Model, config: dict | None) ->
             worst, where = max((worst, where), (off, name))
     report.difference = worst
     if not worst <= TOLERANCE:
+        moved = "; its class may compute blocks by their number: keep others" if fewer else ""
         raise CheckFailed(
             f"the checkpoint's output '{where}' differs from the slim model's by {worst:.1e} (at most "
-            f"{TOLERANCE:.0e}); nothing was written"
+            f"{TOLERANCE:.0e}){moved}; nothing was written"
         )
 
 

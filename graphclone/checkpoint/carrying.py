@@ -29,7 +29,10 @@ class Carrier:
             alive = self._alive(part)
             if alive is None:
                 return None, None, None
-            use, weight = alive
+            part, use, weight = alive
+            if part.undo is not None:
+                pieces.append(part.undo.undone(original, weight, use, self.cut))
+                continue
             if part.rows is None:
                 pieces.append(self._whole(part, use, weight, original, alone=len(match.parts) == 1))
                 continue
@@ -43,12 +46,14 @@ class Carrier:
         make = lambda: np.concatenate([piece.load() for piece in pieces])  # noqa: E731
         return _typed(computed(shape, pieces[0].dtype, make), original), None, None
 
-    def _alive(self, part: Part) -> tuple[Use, Weight] | None:
-        """Return a use of the part's initializer that is in the child, the matched one if it is."""
-        for use in (part.use, *(u for u in self.typing.uses[part.name] if u.node is not None and u is not part.use)):
-            node = self.nodes.get(id(use.node))
-            if node is not None and use.slot < len(node.inputs) and isinstance(node.inputs[use.slot], gs.Constant):
-                return use, weight_of(node.inputs[use.slot])
+    def _alive(self, whole: Part) -> tuple[Part, Use, Weight] | None:
+        """Return a use of the part's initializer, or of a twin, that is in the child: the matched one if it is."""
+        for part in (whole, *whole.twins):
+            others = (u for u in self.typing.uses[part.name] if u.node is not None and u is not part.use)
+            for use in (part.use, *others):
+                node = self.nodes.get(id(use.node))
+                if node is not None and use.slot < len(node.inputs) and isinstance(node.inputs[use.slot], gs.Constant):
+                    return part, use, weight_of(node.inputs[use.slot])
         return None
 
     def _whole(self, part: Part, use: Use, weight: Weight, original: Weight, alone: bool) -> Weight:

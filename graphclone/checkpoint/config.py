@@ -5,8 +5,9 @@ speaks of, the class behind the config cannot express the child, and that is an 
 """
 
 import copy
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graphclone.analysis import Analysis
@@ -28,6 +29,7 @@ ROLES = (
 """Roles by what a field's name says; a field may speak of several, and its value decides."""
 BACKBONE = ("out_features", "out_indices", "stage_names")
 """Which blocks a backbone returns: left out where blocks were dropped, so that the class takes the last one."""
+DEPTHS = re.compile(r"depth|layers|blocks")
 RATIO = re.compile(r"(mlp|ffn|intermediate|expansion)_(ratio|factor)$")
 PER_LAYER = re.compile(r"layer|block|types|window|pattern")
 SECTIONS = {"text": "text", "vision": "vision", "encoder": "encoder", "decoder": "decoder", "audio": "audio"}
@@ -36,14 +38,37 @@ DERIVED_FFN = 4
 
 @dataclass
 class Sizes:
-    """Old and new sizes of one role in one stack, over its blocks: {old} and {new}."""
+    """Old and new sizes of one role in one stack: {old, new} over its kept blocks, and {block: (old, new)}."""
 
     old: set[int] = field(default_factory=set)
     new: set[int] = field(default_factory=set)
+    pairs: set[tuple[int, int]] = field(default_factory=set)
+    by_block: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
         return self.old != self.new
+
+    def add(self, old: int, new: int, block: int | None = None, kept: bool = True) -> None:
+        """Add a size; that of a dropped block counts as an old one alone."""
+        self.old.add(old)
+        if block is not None:
+            self.by_block[block] = (old, new)
+        if kept:
+            self.new.add(new)
+            self.pairs.add((old, new))
+
+    def of(self, value: int) -> set[int]:
+        """Return what a value has become."""
+        return {new for old, new in self.pairs if old == value} or self.new
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What the names of a config's fields do not tell: an error, unless the class turns out to have the `sizes`."""
+
+    error: CutError
+    sizes: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -56,13 +81,25 @@ class Field:
     section: str
 
 
-def rewrite_config(config: Mapping, analysis: Analysis, cut: Cut, defaults: Mapping | None = None) -> dict:
+def rewrite_config(
+    config: Mapping,
+    analysis: Analysis,
+    cut: Cut,
+    defaults: Mapping | None = None,
+    doubts: "list[Doubt] | None" = None,
+) -> dict:
     """Return the config of the child.
 
-    defaults: the same config with all defaults of its class filled in, where that is known.
+    defaults: the same config with all defaults of its class filled in, where that is known. doubts: takes up what names
+    alone do not tell, where the class itself can be asked afterwards; otherwise that is an error, too.
     Raises: CutError that names the field which cannot express the child, or the dimension no field speaks of.
     """
-    return _Rewriter(config, analysis, cut, defaults or config).run()
+    rewriter = _Rewriter(config, analysis, cut, defaults or config)
+    new = rewriter.run()
+    if doubts is None and rewriter.doubts:
+        raise rewriter.doubts[0].error
+    (doubts if doubts is not None else []).extend(rewriter.doubts)
+    return new
 
 
 def with_new_tokens(config: Mapping, kept: Sequence[int], name: str = "config.json") -> dict:
@@ -99,10 +136,13 @@ class _Rewriter:
         self.prefixes = [stack.prefix.rstrip(".") for stack in analysis.stacks]
         self.sizes = self._sizes()
         self.spoken: set[tuple[str, str]] = set()
+        self.stages = self._find_stages()
+        self.doubts: list[Doubt] = []
 
     def run(self) -> dict:
         for each in list(_fields(self.config, self.defaults)):
             self._rewrite(each)
+        self._rewrite_labels(self.config)
         self._derived()
         self._unspoken()
         return self.config
@@ -112,23 +152,21 @@ class _Rewriter:
         found: dict[tuple[str, str], Sizes] = {}
         for stack in self.analysis.stacks:
             layers = found.setdefault((stack.prefix.rstrip("."), "layers"), Sizes())
-            layers.old.add(len(stack.blocks))
-            layers.new.add(len(self.cut.blocks[stack.prefix]))
+            layers.add(len(stack.blocks), len(self.cut.blocks[stack.prefix]))
         for dimension in self.analysis.dimensions:
             new = self.cut.size(dimension.axes[0])[0]
             for name in dimension.names:
                 stack, role, block = _place(name, dimension.role, self.prefixes)
-                sizes = found.setdefault((stack, role), Sizes())
-                sizes.old.add(dimension.size)
                 kept = self.cut.blocks.get(f"{stack}." if stack else "", ())
-                if block is None or block in kept:
-                    sizes.new.add(new)
+                sizes = found.setdefault((stack, role), Sizes())
+                sizes.add(dimension.size, new, block, block is None or block in kept)
         for (stack, role), sizes in list(found.items()):
             if role == "queries_per_kv" and (stack, "kv_heads") in found:  # a config counts query heads
                 groups = found[stack, "kv_heads"]
                 heads = found.setdefault((stack, "heads"), Sizes())
                 heads.old |= {a * b for a in sizes.old for b in groups.old}
                 heads.new |= {a * b for a in sizes.new for b in groups.new}
+                heads.pairs |= {(a * c, b * d) for a, b in sizes.pairs for c, d in groups.pairs}
         return found
 
     def _rewrite(self, each: Field) -> None:
@@ -153,7 +191,7 @@ class _Rewriter:
             if not matching:
                 continue
             self.spoken |= {(stack, each_role) for stack, each_role in matching}
-            new = set().union(*(s.new for s in matching.values()))
+            new = set().union(*(s.of(value) for s in matching.values()))
             if any(s.changed for s in matching.values()):
                 if len(new) > 1:
                     raise CutError(
@@ -196,8 +234,8 @@ class _Rewriter:
         return True
 
     def _rewrite_list(self, each: Field, value: list) -> None:
-        """Slice lists with an entry per layer; renumber lists of layers."""
-        if not PER_LAYER.search(each.key) or not value:
+        """Slice lists with an entry per layer or per stage; renumber lists of layers."""
+        if not value or self._rewrite_stages(each, value) or not PER_LAYER.search(each.key):
             return
         for stack in self.analysis.stacks:
             kept = self.cut.blocks[stack.prefix]
@@ -209,6 +247,71 @@ class _Rewriter:
             if all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < len(stack.blocks) for v in value):
                 each.holder[each.key] = [kept.index(v) for v in value if v in kept]
                 return
+
+    def _rewrite_stages(self, each: Field, value: list) -> bool:
+        """Rewrite a list with an entry per stage: the blocks of each, or a width that its blocks have."""
+        for stack, stages in self.stages.items():
+            if len(value) != len(stages) or not all(_is_count(entry) for entry in value):
+                continue
+            kept = self.cut.blocks[f"{stack}." if stack else ""]
+            if value == [len(stage) for stage in stages] and DEPTHS.search(each.key):
+                new = [sum(block in kept for block in stage) for stage in stages]
+                if 0 in new:
+                    raise CutError(
+                        f"config.json cannot express the child: '{each.path}' counts the blocks of each stage, and "
+                        f"stage {new.index(0)} has none; keep one of blocks {stages[new.index(0)].start} to "
+                        f"{stages[new.index(0)].stop - 1}"
+                    )
+                each.holder[each.key] = new
+                self.spoken.add((stack, "layers"))
+                return True
+            for role in [role for role, pattern in ROLES if re.search(pattern, each.key.removesuffix("s"))]:
+                sizes = self.sizes.get((stack, role))
+                pairs = self._of_stages(role, sizes, stages, kept) if sizes else None
+                if pairs and [old for old, _ in pairs] == value:
+                    each.holder[each.key] = [new for _, new in pairs]
+                    self.spoken.add((stack, role))
+                    return True
+        return False
+
+    def _of_stages(self, role: str, sizes: Sizes, stages: list[range], kept: Sequence[int]) -> list | None:
+        """Return the old and the new size of each stage, where its kept blocks agree on one."""
+        if role == "hidden":
+            widths = sorted(sizes.pairs)
+            return widths if len(widths) == len(stages) else None
+        found = [{sizes.by_block[b] for b in stage if b in kept and b in sizes.by_block} for stage in stages]
+        return [next(iter(pairs)) for pairs in found] if all(len(pairs) == 1 for pairs in found) else None
+
+    def _find_stages(self) -> dict[str, list[range]]:
+        """Return the blocks of each stage, by stack: a list of counts whose sum is the number of blocks."""
+        found: dict[str, list[range]] = {}
+        for each in _fields(self.config, self.defaults):
+            value = each.holder[each.key]
+            if not isinstance(value, list) or not DEPTHS.search(each.key) or not all(map(_is_count, value)):
+                continue
+            for stack in self.analysis.stacks:
+                if value and sum(value) == len(stack.blocks) and min(value) > 0:
+                    ends = list(itertools.accumulate(value))
+                    found.setdefault(stack.prefix.rstrip("."), list(map(range, [0, *ends[:-1]], ends)))
+        return found
+
+    def _rewrite_labels(self, config: dict) -> None:
+        """Number kept labels anew: an object with a key, or a value, for each index of a free width."""
+        for dimension in self.analysis.dimensions:
+            picks = self.cut.picks(dimension.axes[0]) if dimension.role == "free" else None
+            if picks is None:
+                continue
+            number = {int(old): new for new, old in enumerate(picks)}
+            for key, value in config.items():
+                if not isinstance(value, Mapping) or len(value) != dimension.size:
+                    continue
+                if set(value) == set(map(str, range(dimension.size))):
+                    config[key] = {str(number[int(k)]): label for k, label in value.items() if int(k) in number}
+                elif set(map(str, value.values())) == set(map(str, range(dimension.size))):
+                    config[key] = {label: number[int(k)] for label, k in value.items() if int(k) in number}
+                else:
+                    continue
+                self.spoken.add(("", f"free {dimension.name}"))
 
     # what a class derives ---------------------------------------------------------------------------------------
 
@@ -227,12 +330,13 @@ class _Rewriter:
             if head_dim[0] * heads[0] == hidden[0] and head_dim[1] * heads[1] != hidden[1]:
                 if key is None:
                     name = next((k for k in holder if re.search(ROLES[2][1], k)), "num_attention_heads")
-                    raise CutError(
-                        f"config.json cannot express the child: its class computes the head size from '{name}', and "
-                        f"{hidden[1]} hidden / {heads[1]} heads is not {head_dim[1]}; cut "
-                        f"the head size or the heads to fit"
+                    self._doubt(
+                        f"its class computes the head size from '{name}', and {hidden[1]} hidden / {heads[1]} heads "
+                        f"is not {head_dim[1]}; cut the head size or the heads to fit",
+                        (head_dim[1] * heads[1],),
                     )
-                holder[key] = head_dim[1]
+                else:
+                    holder[key] = head_dim[1]
             self.spoken.add((stack, "head_dim"))
         if groups and heads and (stack, "kv_heads") not in self.spoken and groups[1] != groups[0]:
             key = next((k for k in ("num_key_value_heads", "num_kv_heads") if k in defaults), None)
@@ -245,13 +349,17 @@ class _Rewriter:
             )
             if ffn[1] != DERIVED_FFN * hidden[1]:
                 if key is None:
-                    raise CutError(
-                        f"config.json cannot express the child: its class computes the feed-forward as "
-                        f"{DERIVED_FFN} x hidden, and the child has {ffn[1]} with {hidden[1]}; "
-                        f"keep {DERIVED_FFN * hidden[1]}"
+                    self._doubt(
+                        f"its class computes the feed-forward as {DERIVED_FFN} x hidden, and the child has {ffn[1]} "
+                        f"with {hidden[1]}; keep {DERIVED_FFN * hidden[1]}",
+                        (ffn[1],),
                     )
-                holder[key] = ffn[1]
+                else:
+                    holder[key] = ffn[1]
             self.spoken.add((stack, "ffn"))
+
+    def _doubt(self, why: str, sizes: Iterable[int]) -> None:
+        self.doubts.append(Doubt(CutError(f"config.json cannot express the child: {why}"), frozenset(sizes)))
 
     def _one(self, stack: str, role: str) -> tuple[int, int] | None:
         sizes = self.sizes.get((stack, role)) or self.sizes.get(("", role))
@@ -269,10 +377,15 @@ class _Rewriter:
                 continue  # a pooler or a head's transform: as wide as the stream in the class as well
             old, new = sorted(sizes.old), sorted(sizes.new)
             where = f" of the {stack}" if stack else ""
-            raise CutError(
-                f"config.json cannot express the child: no field speaks of its {role.replace('_', ' ')}{where}, "
-                f"{old[0] if len(old) == 1 else old} before and {new[0] if len(new) == 1 else new} now; do not cut it"
+            self._doubt(
+                f"no field speaks of its {role.replace('_', ' ')}{where}, {old[0] if len(old) == 1 else old} before "
+                f"and {new[0] if len(new) == 1 else new} now; do not cut it",
+                new,
             )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _place(name: str, role: str, prefixes: Sequence[str]) -> tuple[str, str, int | None]:

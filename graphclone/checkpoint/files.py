@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 from onnx import StringStringEntryProto, TensorProto
 
 from graphclone.errors import InputError
@@ -17,6 +19,7 @@ from graphclone.weights import Weight
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PICKLED_INDEX, PICKLED_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 LARGEST_HEADER = 100 << 20
 TYPES = {
     "F64": "DOUBLE", "F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "I64": "INT64", "I32": "INT32",
@@ -24,7 +27,9 @@ TYPES = {
     "F8_E4M3": "FLOAT8E4M3FN", "F8_E5M2": "FLOAT8E5M2",
 }  # fmt: skip
 CODES = {TensorProto.DataType.Value(name): code for code, name in TYPES.items()}
-TOO_OLD = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+PICKLED = (".bin", ".pt", ".pth")
+"""Endings of what `torch.save` writes."""
+OTHERS = (*PICKLED, ".ckpt", ".h5", ".msgpack")
 
 
 @dataclass
@@ -41,28 +46,69 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a folder with safetensors and maybe a config.json, or one .safetensors file; weights stay on disk.
 
-    Raises: InputError for what is missing, damaged, or of a format that runs code when it is read.
+    Files of `torch.save` are read as tensors alone where there are no others; they become safetensors.
+    Raises: InputError for what is missing, damaged, or would run code when it is read.
     """
     path = Path(path)
     if path.is_file():
         found = Checkpoint({}, {})
-        _read_file(path, found)
+        (_read_pickled if path.suffix in PICKLED else _read_file)(path, found)
         return found
     if not path.is_dir():
         raise InputError(f"cannot read the checkpoint '{path}': there is no such folder or file")
-    files = sorted(set(_json(path / INDEX).get("weight_map", {}).values())) if (path / INDEX).is_file() else []
-    files = files or ([SINGLE] if (path / SINGLE).is_file() else sorted(p.name for p in path.glob("*.safetensors")))
+    files = _listed(path / INDEX) or [SINGLE] * (path / SINGLE).is_file()
+    files = files or sorted(p.name for p in path.glob("*.safetensors"))
+    files = files or _listed(path / PICKLED_INDEX) or [PICKLED_SINGLE] * (path / PICKLED_SINGLE).is_file()
     if not files:
-        other = next((p.name for p in sorted(path.iterdir()) if p.suffix in TOO_OLD), None)
-        seen = f"it has '{other}', which can run code when it is read" if other else "it has no weights"
+        other = next((p.name for p in sorted(path.iterdir()) if p.suffix in OTHERS), None)
+        seen = f"it has '{other}', which is not read from a folder" if other else "it has no weights"
         raise InputError(f"'{path}' has no .safetensors file ({seen}); save the model with save_pretrained() first")
     config = path / "config.json"
     found = Checkpoint({}, {}, _json(config) if config.is_file() else None, path)
     for name in files:
         if Path(name).name != name:
-            raise InputError(f"'{path / INDEX}' names '{name}', which is not a file of its folder")
-        _read_file(path / name, found)
+            raise InputError(f"the index in '{path}' names '{name}', which is not a file of its folder")
+        (_read_pickled if Path(name).suffix in PICKLED else _read_file)(path / name, found)
     return found
+
+
+def _listed(index: Path) -> list[str]:
+    """Return the files of a sharded checkpoint, none where there is no index."""
+    return sorted(set(_json(index).get("weight_map", {}).values())) if index.is_file() else []
+
+
+def _read_pickled(path: Path, found: Checkpoint) -> None:
+    """Read what `torch.save` wrote, as tensors alone: torch refuses to unpickle anything else."""
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"'{path}' is read by torch, which is not installed; pip install torch") from None
+    try:
+        stored = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # whatever torch raises for what is damaged, or is more than tensors
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise InputError(
+            f"cannot read '{path}' as tensors alone, and more can run code when it is read ({why}); "
+            f"save the model with save_pretrained() first"
+        ) from None
+    inner = next((stored[key] for key in ("state_dict", "model") if isinstance(stored.get(key), dict)), stored)
+    file = path.with_suffix(".safetensors").name.replace("pytorch_model", "model")
+    found.notes[file] = {"format": "pt"}
+    for name, tensor in inner.items():
+        if isinstance(tensor, torch.Tensor):
+            found.tensors[str(name)] = Weight.of(_array(tensor.detach().contiguous()))
+            found.file_of[str(name)] = file
+
+
+def _array(tensor) -> np.ndarray:
+    """Return torch's tensor as an array; the types that numpy lacks are of ml_dtypes."""
+    import torch
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if hasattr(ml_dtypes, kind):
+        whole = {1: torch.uint8, 2: torch.int16}[tensor.element_size()]
+        return tensor.view(whole).numpy().view(np.dtype(getattr(ml_dtypes, kind)))
+    return tensor.numpy()
 
 
 def _json(path: Path) -> dict:
@@ -145,7 +191,7 @@ def write_checkpoint_files(
     if source.folder is None:
         return
     for path in sorted(source.folder.iterdir()):
-        weights = path.suffix == ".safetensors" or path.name in (INDEX, "config.json") or path.suffix in TOO_OLD
+        weights = path.suffix in (".safetensors", *OTHERS) or path.name in (INDEX, PICKLED_INDEX, "config.json")
         if path.is_file() and not weights and path.suffix not in (".onnx", ".onnx_data"):
             shutil.copyfile(path, folder / path.name)
 

@@ -9,11 +9,12 @@ import difflib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from graphclone.axes.typed import AxisTyping, Use
+from graphclone.checkpoint.folded import Undo, find_folded
 from graphclone.dtypes import is_float
 from graphclone.model import Model
 from graphclone.weights import Weight, weight_of
@@ -29,7 +30,8 @@ class Part:
     """Where (a part of) a tensor lies in an initializer.
 
     use: one use of the initializer. rows: the flat range of rows it takes (all axes but the last, after `swapped`
-    exchanged the last two), or None for all of it. plus: what the exporter added.
+    exchanged the last two), or None for all of it. plus: what the exporter added. undo: the way back from what the
+    exporter folded the tensor into, or None. twins: other initializers that hold the same, as where blocks share it.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Part:
     swapped: bool = False
     rows: tuple[int, int] | None = None
     plus: float = 0.0
+    undo: Undo | None = None
+    twins: tuple["Part", ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class _Matcher:
                 part = self._choose(name, index.get(self._key(weight, plus=1.0), ()), plus=1.0)
             if part is not None:
                 found[name] = Match(name, (part,))
-        return self._slabs(found)
+        return self._folded(self._slabs(found))
 
     # whole tensors ----------------------------------------------------------------------------------------------
 
@@ -116,7 +120,7 @@ class _Matcher:
             leaf = tensor.rpartition(".")[0]
             if self._likeness(tensor, best) < 0.5 or (plus and best.name != tensor and leaf not in best.name):
                 return None
-        return best
+        return replace(best, twins=tuple(part for part in scored[1:] if part.name != best.name))
 
     def _likeness(self, tensor: str, part: Part) -> float:
         wanted = TOKEN.findall(tensor)
@@ -157,6 +161,15 @@ class _Matcher:
             ends = [start + count for start, count, _ in listed]
             if [0, *ends[:-1]] == [start for start, _, _ in listed] and ends[-1] == self.tensors[tensor].shape[0]:
                 found[tensor] = Match(tensor, tuple(part for _, _, part in listed))
+        return found
+
+    def _folded(self, found: dict[str, Match]) -> dict[str, Match]:
+        """Match what the exporter computed with: normed weights, batch norms, gathered tables."""
+        taken = {part.name for each in found.values() for part in each.parts}
+        free = [name for name in self.stored if name not in taken]
+        missing = [name for name in self.tensors if name not in found]
+        for tensor, name, undo in find_folded(self.tensors, missing, self.stored, free) if free else ():
+            found[tensor] = Match(tensor, (Part(name, self.uses[name][0], undo=undo),))
         return found
 
     def _agrees(self, tensor: str, place: tuple, found: Mapping[str, Match]) -> bool:

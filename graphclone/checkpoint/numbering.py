@@ -1,7 +1,8 @@
 """Renumber the tensors of kept blocks and experts, as `graphclone.bypass` does in the graph."""
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -16,26 +17,30 @@ from graphclone.plan import Cut
 
 @dataclass(frozen=True)
 class Numbering:
-    """Names of one stack carry `before` and then the block's number plus `offset`."""
+    """Names of some blocks of a stack carry `before` and then the block's number plus `offset`.
+
+    kept: those of these blocks that stay. blocks: all of them, of one stage, or of the stack.
+    """
 
     before: str
     offset: int
     kept: tuple[int, ...]
-    count: int
+    blocks: range
 
     def block_of(self, name: str) -> int | None:
         """Return the parent's block that a name speaks of, or None."""
         found = re.match(re.escape(self.before) + r"(\d+)(?!\d)", name)
         number = int(found[1]) - self.offset if found else -1
-        return number if 0 <= number < self.count else None
+        return number if number in self.blocks else None
 
     def renamed(self, name: str, number: int) -> str:
         """Return the name with another block's number."""
-        return re.sub("^" + re.escape(self.before) + r"\d+", lambda _: f"{self.before}{number + self.offset}", name)
+        number += self.blocks.start + self.offset
+        return re.sub("^" + re.escape(self.before) + r"\d+", lambda _: f"{self.before}{number}", name)
 
 
 def find_numberings(model: Model, analysis: Analysis, cut: Cut, matches: Mapping[str, Match]) -> list[Numbering]:
-    """Return how the checkpoint numbers the blocks of each stack.
+    """Return how the checkpoint numbers the blocks of each stack: through, or anew in each stage.
 
     Example:
         [(each.before, each.offset) for each in find_numberings(model, analysis, cut, matches)]  # [('h.', 0)]
@@ -44,18 +49,49 @@ def find_numberings(model: Model, analysis: Analysis, cut: Cut, matches: Mapping
     found: dict[str, Numbering] = {}
     for stack in analysis.stacks:
         common: set[tuple[str, int]] | None = None
+        names: list[set[str]] = []
         for block in stack.blocks:
             nodes = set().union(*(_nodes_of(tensors, part) for part in (block, *block.twins)))
             here = set()
+            names.append(set())
             for match in matches.values():
                 if any(id(part.use.node) in nodes for part in match.parts):
+                    names[-1].add(match.tensor)
                     for digits in re.finditer(r"\d+", match.tensor):
                         if (offset := int(digits.group()) - block.index) in (0, 1):
                             here.add((match.tensor[: digits.start()], offset))
             common = here if common is None else common & here
+        kept = cut.blocks[stack.prefix]
         for before, offset in sorted(common or ()):
-            found.setdefault(before, Numbering(before, offset, cut.blocks[stack.prefix], len(stack.blocks)))
+            found.setdefault(before, Numbering(before, offset, kept, range(len(stack.blocks))))
+        for before, offset, blocks in _stages(names) if not common else ():
+            found.setdefault(before, Numbering(before, offset, tuple(b for b in kept if b in blocks), blocks))
     return list(found.values())
+
+
+def _stages(names: Sequence[set[str]]) -> Iterator[tuple[str, int, range]]:
+    """Yield (before, offset, blocks) of each run of blocks whose names differ in one number that counts them.
+
+    names: the tensors of each block; the last number that all of a block's own share is the block's. None where a
+    block has no tensors of its own.
+
+    Example:
+        >>> list(_stages([{"s.0.b.0.x"}, {"s.0.b.1.x"}, {"s.1.b.0.x"}]))
+        [('s.0.b.', 0, range(0, 2)), ('s.1.b.', -2, range(2, 3))]
+    """
+    places = []
+    for number, mine in enumerate(names):
+        others = set().union(*names[:number], *names[number + 1 :])
+        columns = itertools.takewhile(lambda c: len(set(c)) == 1, zip(*(name.split(".") for name in mine - others)))
+        digits = re.match(r"(.*\.)(\d+)\.", "".join(f"{column[0]}." for column in columns))
+        places.append((digits[1], int(digits[2]) - number) if digits else None)
+    start = 0
+    if None in places:
+        return
+    for place, run in itertools.groupby(places):
+        size = len(list(run))
+        yield *place, range(start, start + size)
+        start += size
 
 
 def _nodes_of(tensors: Mapping[str, gs.Tensor], block: Block) -> set[int]:

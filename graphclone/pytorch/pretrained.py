@@ -1,5 +1,6 @@
 """Load a Hugging Face checkpoint with transformers, where it is installed, and run it."""
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,33 @@ def config_defaults(folder: Path | None) -> dict | None:
         return None
 
 
+def shapes_of(config: Mapping) -> dict[str, tuple[int, ...]]:
+    """Return what a checkpoint of the class behind a config holds; nothing of the class is made in memory.
+
+    Raises: InputError where transformers is missing or knows no class for it; CheckFailed where the class refuses.
+    """
+    try:
+        import torch
+        import transformers
+        from transformers import initialization
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed") from None
+    try:
+        settings = transformers.CONFIG_MAPPING[config["model_type"]]
+    except KeyError:
+        raise InputError(f"transformers knows no '{config.get('model_type')}'") from None
+    try:
+        settings = settings.from_dict(copy.deepcopy(dict(config)))
+        with initialization.no_init_weights(), initialization.meta_device_safe_creation_ops(), torch.device("meta"):
+            kinds = _classes(config.get("architectures"))
+            model = kinds[0](settings) if kinds else transformers.AutoModel.from_config(settings)
+        tensors = revert_weight_conversion(model, model.state_dict())
+    except Exception as error:  # whatever a class raises for sizes that do not fit each other
+        raise CheckFailed(f"transformers does not accept it: {' '.join(str(error).split())}") from error
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 def outputs_of(
     folder: Path, feeds: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, np.ndarray]:
@@ -37,9 +65,7 @@ def outputs_of(
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except ValueError as error:
         raise CheckFailed(f"transformers does not accept the new config: {error}; nothing was written") from error
-    kinds = [getattr(transformers, name, None) for name in config.architectures or ()]
-    kinds = [kind for kind in kinds if kind is not None] + [transformers.AutoModel]
-    for kind in kinds:
+    for kind in (*_classes(config.architectures), transformers.AutoModel):
         model = _loaded(kind, folder)
         accepted = inspect.signature(model.forward).parameters
         given = {name: torch.from_numpy(np.array(value)) for name, value in feeds.items() if name in accepted}
@@ -55,6 +81,14 @@ def outputs_of(
                 raise InputError(f"{kind.__name__} has no outputs called {', '.join(shapes)}")
         return {name: value.float().numpy() for name, value in values.items()}
     raise InputError(f"its class takes other inputs than {', '.join(feeds)}")
+
+
+def _classes(names: Sequence[str] | None) -> list[type]:
+    """Return the models of transformers among some names; a config may name anything."""
+    import transformers
+
+    kinds = [getattr(transformers, name, None) for name in names or ()]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)]
 
 
 def _loaded(kind, folder: Path):
@@ -74,4 +108,6 @@ def _loaded(kind, folder: Path):
     missing = sorted(info.get("missing_keys", ())) if kind.__name__ != "AutoModel" else []
     if missing:
         raise CheckFailed(f"{kind.__name__} does not find '{missing[0]}' in the result; nothing was written")
+    if getattr(model, "_can_set_experts_implementation", bool)():
+        model.set_experts_implementation("eager")  # torch's grouped product wants rows of a multiple of 16 bytes
     return model.eval()
