@@ -335,3 +335,12 @@ def test_what_the_first_block_holds_for_all_moves_on(pretrained, tmp_path):
     assert report.difference < 1e-5
     assert not any("relative_attention_bias" in name for name in report.dropped)
     assert len(report.dropped) == 3 * 9 + 2 * 14
+
+
+@pytest.mark.parametrize("plan, why", [
+    (Plan(bias={"transformer.h.0.attn.c_attn.weight": np.zeros(144)}), "no place for"),
+    (Plan(untie={"transformer.wte.weight": "head"}), "keeps tied"),
+])  # fmt: skip
+def test_what_a_plan_adds_is_refused(pretrained, tmp_path, plan, why):
+    with pytest.raises(CutError, match=why):
+        write_checkpoint(load(zoo.export("gpt2", "legacy17")), plan, pretrained("gpt2"), tmp_path / "small")

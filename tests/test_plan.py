@@ -85,6 +85,10 @@ def test_keep_blocks_or_drop_suffice():
         ({"scale": {"w": "half"}}, "scale must be"),
         ({"replace": {"w": "../w.safetensors#w"}}, "not a file beside the plan"),
         ({"replace": {"w": "missing.safetensors#w"}}, "cannot read replace"),
+        ({"replace": ["w"]}, "replace must be"),
+        ({"bias": {"w": "missing.safetensors#bias of w"}}, "cannot read bias"),
+        ({"bias": 3}, "bias must be"),
+        ({"untie": {"w": 3}}, "untie must be"),
     ],
 )
 def test_what_is_no_plan_says_why(document, message, tmp_path):
