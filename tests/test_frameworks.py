@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from breaking import NO_DENOMINATORS
 
 from graphclone.analysis import Analysis, analyse
 from graphclone.model import Model, load
@@ -87,6 +88,16 @@ def test_child(fixture: str, number: int) -> None:
     case = cases_of(fixture)[number]
     child = apply(model, Plan.from_json({key: value for key, value in case.items() if key != "label"}), analysis)
     assert distance(child, fixture, f"case:{number}") < 1e-5
+
+
+@pytest.mark.parametrize("fixture", ["jax2tf/encoder", "keras_jax/encoder", "keras_jax/decoder"])
+def test_without_the_rule_for_sizes_in_floats_norms_are_wrong(monkeypatch: pytest.MonkeyPatch, fixture: str) -> None:
+    """JAX writes the mean of a norm as a sum divided by 48.0, which must follow the cut."""
+    NO_DENOMINATORS(monkeypatch)
+    model = load((FOLDER / fixture).with_suffix(".onnx"))
+    number, case = next((i, case) for i, case in enumerate(cases_of(fixture)) if case["label"] == "hidden")
+    child = apply(model, Plan.from_json({"keep": case["keep"]}))
+    assert distance(child, fixture, f"case:{number}") > 1e-3
 
 
 @pytest.mark.parametrize("fixture", LOOK_UPS)

@@ -7,6 +7,20 @@ import pytest
 from grown import judge, judge_many
 from growth import Attention, Block, FeedForward, Recipe, Writing
 
+RECIPES = [
+    Recipe(  # the half of it has norms over what hardly varies, which amplify rounding
+        (
+            Block(Attention("thirds", "halves"), FeedForward("picked_experts"), "sandwich"),
+            Block(None, shared=True),
+        ),
+        norm="instance",
+        exit="argmax",
+        writing=Writing(linear="gemm"),
+        heads=2,
+        ffn=14,
+    ),
+]
+"""Graphs that once failed."""
 COUNT = 2000 if os.environ.get("GRAPHCLONE_LONG") else 200
 FEW = 0.03
 
@@ -15,6 +29,11 @@ def test_oracles_hold():
     tally = judge_many(COUNT)
     assert len(tally.nodes) >= COUNT
     assert len(tally.amplified) <= FEW * COUNT
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=range(len(RECIPES)))
+def test_what_once_failed_holds(recipe):
+    assert judge(recipe)
 
 
 @pytest.mark.parametrize("kind", [Attention, FeedForward, Block, Recipe, Writing], ids=lambda kind: kind.__name__)

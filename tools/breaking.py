@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from graphclone.axes import load_rules
 from graphclone.axes.axis import free_leaves
-from graphclone.axes.denominators import _matches
 from graphclone.axes.registry import RULES, Rule, Typing
 from graphclone.axes.typed import AxisTyping, Site
-from graphclone.op import Op
+from graphclone.op import Op, Values
 
 Breaking = Callable[[pytest.MonkeyPatch], None]
 
@@ -37,16 +37,24 @@ def without(name: str, instead: Callable) -> Breaking:
 
 
 def by_value(typing: AxisTyping) -> list[Site]:
-    """Take any number that equals a width for it, wherever it stands."""
+    """Take any number that is a power of a width for it, wherever it stands: also the scales of attention, and caps."""
     axes = {id(x): x for types in typing.types.values() for axis in types or () for x in free_leaves(axis)}.values()
     return [
-        Site(node.op, slot, "denominator", (axis,), value=match[0])
+        Site(node.op, slot, "denominator", (axis,), value=power)
         for node in typing.nodes
         if node.op.type in ("Mul", "Div")
         for slot in (0, 1)
         for axis in axes
-        if slot < len(node.op.values) and (match := _matches(node.op.value(slot), axis.size))
+        if slot < len(node.op.values) and (power := _power(node.op.value(slot), axis.size[0]))
     ]
+
+
+def _power(value: Values | None, size: int) -> float | None:
+    """Return the p for which a number is size ** p, or None."""
+    if value is None or np.size(value[0]) != 1 or np.asarray(value[0]).dtype.kind != "f":
+        return None
+    number = float(np.ravel(value[0])[0])
+    return next((p for p in (1.0, 0.5, 0.25, -0.25, -0.5, -1.0) if math.isclose(number, size**p, rel_tol=1e-5)), None)
 
 
 def storeless(typing: Typing) -> Typing:

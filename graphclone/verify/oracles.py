@@ -39,6 +39,12 @@ def zero(bench: Bench, seed: int = 0) -> Check:
     return _zero("zero", bench, _halves(bench, seed))
 
 
+def zero_cut(bench: Bench, seed: int = 0) -> Cut:
+    """Return the cut that `zero` judges where it judges all atoms at once."""
+    excluded = _statistic_atoms(bench)
+    return bench.cut({atom: kept for atom, kept in _halves(bench, seed).items() if id(atom) not in excluded})
+
+
 def planned(bench: Bench, cut: Cut) -> Check:
     """Check that what a plan cuts equals the parent with the dropped slices zeroed; `bench` is the parent's."""
     return _zero("plan", bench, {atom: cut.indices[id(atom)] for atom in cut.atoms if id(atom) in cut.indices})

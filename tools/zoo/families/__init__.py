@@ -9,9 +9,13 @@ FAMILIES: dict[str, Family] = {
     for each in module.FAMILIES
 }
 
+VARIATIONS: dict[str, Family] = {each.name: each for each in (*decoders.ROTATIONS, decoders.CAPPED, seq2seq.T5_APART)}
+"""Families but for a setting: `family` knows them, the survey does not."""
+
 
 def family(name: str) -> Family:
     """Return the family called `name`."""
-    if name not in FAMILIES:
-        raise KeyError(f"no family is called {name!r}; there are {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    known = FAMILIES | VARIATIONS
+    if name not in known:
+        raise KeyError(f"no family is called {name!r}; there are {', '.join(known)}")
+    return known[name]

@@ -1,5 +1,6 @@
 """Decoder-only language models."""
 
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -369,5 +370,47 @@ PHI3 = grouped(
         }
     },
 )
+
+
+
+def _keep_whole(model) -> None:
+    """Keep the parent's rotary embedding beside the one that is cut; it is no submodule."""
+    rotary_embedding = model.model.rotary_emb
+    rotary_embedding.__dict__["whole"] = copy.deepcopy(rotary_embedding)
+
+
+def _slice_rotations(model, cut) -> None:
+    """Let the smaller model take the kept entries out of the parent's cosines and sines, computed anew for each length."""
+    rotary_embedding, kept = model.model.rotary_emb, torch.from_numpy(cut.kept("head_dim", "", 0))
+    whole = rotary_embedding.whole
+    rotary_embedding.forward = lambda x, position_ids: tuple(table[..., kept] for table in whole(x, position_ids))
+
+
+def scaled(kind: str, positions: int = 32, **settings) -> Family:
+    """Return Llama with rotary embeddings of another kind."""
+    given = {"rope_type": kind, "rope_theta": 10000.0, **settings}
+    family = grouped(
+        f"llama_{kind}", "LlamaForCausalLM", "LlamaConfig", max_position_embeddings=positions, rope_parameters=given,
+        num_hidden_layers=2,
+    )  # fmt: skip
+    return replace(family, layout=replace(family.layout, before=_keep_whole, after=_slice_rotations))
+
+
+SHORT, LONG = [1.0, 1.1, 1.3, 1.6, 2.0], [1.0, 1.5, 2.5, 4.0, 6.0]
+ROTATIONS = (
+    scaled("linear", factor=2.0),
+    scaled("dynamic", positions=4, factor=2.0),
+    scaled("yarn", factor=4.0, original_max_position_embeddings=8),
+    scaled("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8),
+    scaled("longrope", factor=4.0, short_factor=SHORT, long_factor=LONG, original_max_position_embeddings=6),
+)
+"""Llama with the rotary embeddings that frameworks scale for longer texts; too alike to be families of the survey."""
+
+CAPPED = replace(
+    grouped("gemma2_capped", "Gemma2ForCausalLM", "Gemma2Config", query_pre_attn_scalar=24, sliding_window=4,
+            attn_logit_softcapping=10.0, final_logit_softcapping=48.0, num_hidden_layers=2),
+    layout=GEMMA2.layout,
+)  # fmt: skip
+"""Gemma 2 with caps that equal its head size and its hidden size."""
 
 FAMILIES = (GPT2, LLAMA, GPT_NEOX, OPT, BLOOM, FALCON, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3)

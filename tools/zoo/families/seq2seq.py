@@ -1,5 +1,7 @@
 """Encoder-decoder models."""
 
+from dataclasses import replace
+
 from zoo.families.decoders import INPUTS, OPT_BLOCK, POSITIONS, VOCAB, make
 from zoo.family import BATCH, DECODER_SEQUENCE, Family, Input
 from zoo.layout import Layout, Stack
@@ -244,5 +246,8 @@ T5 = Family(
     ),
     gain=0.9,  # its attention is not scaled by the head's size
 )
+
+T5_APART = replace(T5, name="t5_apart", layout=replace(T5.layout, stack_coupled=("heads",)))
+"""T5 whose cross-attention is cut block by block: its bias is a zero, whatever a graph makes of it."""
 
 FAMILIES = (T5, BART, MARIAN, WHISPER)
