@@ -108,11 +108,13 @@ def _copy_attribute(value: object, copies: dict[int, gs.Tensor]) -> object:
     return list(value) if isinstance(value, list) else value
 
 
-def copy_part(graph: gs.Graph, ends: Sequence[str], stops: Mapping[str, object], prefix: str) -> tuple[list, dict[str, gs.Tensor]]:
+def copy_part(
+    graph: gs.Graph, ends: Sequence[str], stops: Mapping[str, object], prefix: str
+) -> tuple[list[gs.Node], dict[str, gs.Tensor]]:
     """Copy the nodes that compute the tensors `ends`, down to the tensors `stops` and the graph's inputs.
 
-    prefix: goes before each tensor's name in the copy. Returns the nodes in order, and {name: copied tensor} of the main
-    graph. Weights are shared. Raises: KeyError for an end that the main graph does not compute.
+    prefix: goes before each tensor's name in the copy. Returns the nodes in order, and {name: copied tensor} of the
+    main graph. Weights are shared. Raises: KeyError for an end that the main graph does not compute.
     """
     known = {tensor.name: tensor for tensor in graph.inputs}
     known.update((tensor.name, tensor) for node in graph.nodes for tensor in (*node.inputs, *node.outputs))
@@ -128,8 +130,9 @@ def copy_part(graph: gs.Graph, ends: Sequence[str], stops: Mapping[str, object],
                 needed.add(id(node))
                 waiting.extend(node.inputs)
                 for inner in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
-                    waiting.extend(t for scope in walk(inner) for n in scope.nodes for t in n.inputs if known.get(t.name) is t)
-                    waiting.extend(t for scope in walk(inner) for t in scope.outputs if known.get(t.name) is t)
+                    for scope in walk(inner):
+                        read = [t for reader in scope.nodes for t in reader.inputs]
+                        waiting.extend(t for t in (*read, *scope.outputs) if known.get(t.name) is t)
     copies: dict[int, gs.Tensor] = {}
     copied = _copy(gs.Graph(nodes=[node for node in graph.nodes if id(node) in needed]), copies)
     by_name = {name: copies[id(tensor)] for name, tensor in known.items() if name and id(tensor) in copies}

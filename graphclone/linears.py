@@ -47,7 +47,8 @@ class Linear:
 def find_linears(analysis: Analysis, model: Model, untied: Mapping[str, str] | None = None) -> list[Linear]:
     """Return the linear operators whose weight only such operators read, in topological order.
 
-    untied: {weight: name of the heads' own copy}, as `heads` finds them and a plan has them; other tied heads are left out.
+    untied: {weight: name of the heads' own copy}, as `heads` finds them and a plan has them; other tied heads are left
+    out.
     """
     return [found for found in _judged(analysis, model, untied or {}) if isinstance(found, Linear)]
 
@@ -126,7 +127,9 @@ def _with_own_biases(found: list, analysis: Analysis) -> list:
     return result
 
 
-def _linear(number: int, node: TypedNode, analysis: Analysis, by_input: Mapping[str, list[TypedNode]]) -> Linear | str | None:
+def _linear(
+    number: int, node: TypedNode, analysis: Analysis, by_input: Mapping[str, list[TypedNode]]
+) -> Linear | str | None:
     """Return a node's linear operator, None where it multiplies with no weight, or why it is none of ours."""
     contraction = contraction_of(node)
     if contraction is None or contraction.weight is None:
@@ -136,7 +139,8 @@ def _linear(number: int, node: TypedNode, analysis: Analysis, by_input: Mapping[
         return f"{op.type} is none of {', '.join(PRODUCTS)}"
     if op.type == "Conv" and op.attribute("group", 1) != 1:
         return "a convolution in groups"
-    if op.type == "Gemm" and (op.attribute("alpha", 1.0) != 1.0 or op.attribute("beta", 1.0) != 1.0 or op.attribute("transA", 0)):
+    scaled = any(op.attribute(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+    if op.type == "Gemm" and (scaled or op.attribute("transA", 0)):
         return "a Gemm with alpha, beta or transA"
     tensor = op.node.inputs[contraction.weight]
     while not isinstance(tensor, gs.Constant):
@@ -148,12 +152,13 @@ def _linear(number: int, node: TypedNode, analysis: Analysis, by_input: Mapping[
     uses = [use for use in analysis.typing.uses[tensor.name] if contracting_node(use.node) is op.node]
     stored = [find(axis) for axis in uses[0].axes] if uses else []
     if op.type == "Conv":
-        inner, outer, window = stored[1:], stored[:1], {key: op.node.attrs[key] for key in WINDOW if key in op.node.attrs}
+        inner, outer = stored[1:], stored[:1]
+        window = {key: op.node.attrs[key] for key in WINDOW if key in op.node.attrs}
         fits = outputs is not None and find(outputs[1]) is outer[0] and find(op.axes[0][1]) is inner[0]
     else:
         inner, window = [find(axis) for axis in contraction.contracted], None
         outer = [axis for axis in map(find, outputs) if any(axis is other for other in stored)]
-        fits = bool(outer) and _ends_with([find(a) for a in op.axes[0]], inner) and _ends_with([find(a) for a in outputs], outer)
+        fits = bool(outer) and _ends_with(op.axes[0], inner) and _ends_with(outputs, outer)
     position = {id(axis): i for i, axis in enumerate((*inner, *outer))}
     if not fits or len(position) != len(stored) or any(id(axis) not in position for axis in stored):
         return "its axes come in another order"
@@ -165,7 +170,7 @@ def _linear(number: int, node: TypedNode, analysis: Analysis, by_input: Mapping[
 
 
 def _ends_with(axes: Sequence[Axis], tail: Sequence[Axis]) -> bool:
-    return len(axes) >= len(tail) and all(a is b for a, b in zip(axes[len(axes) - len(tail) :], tail))
+    return len(axes) >= len(tail) and all(find(a) is b for a, b in zip(axes[len(axes) - len(tail) :], tail))
 
 
 def _bias(node: TypedNode, outer: Axes, by_input: Mapping[str, list[TypedNode]]) -> tuple[str, str | None]:
@@ -183,8 +188,8 @@ def _bias(node: TypedNode, outer: Axes, by_input: Mapping[str, list[TypedNode]])
     if len(following) == 1 and following[0].op.type == "Add":
         add = following[0].op.node
         other = add.inputs[1] if add.inputs[0].name == output else add.inputs[0]
-        last = isinstance(other, gs.Constant) and tuple(other._values.shape)[-len(outer) :] == tuple(a.size[0] for a in outer)
-        if fits(other) and (last or node.op.type == "Conv"):
+        sizes = tuple(axis.size[0] for axis in outer)
+        if fits(other) and (node.op.type == "Conv" or tuple(other._values.shape)[-len(sizes) :] == sizes):
             return add.outputs[0].name, other.name
     return output, None
 

@@ -29,8 +29,9 @@ class Plan:
     parent: the parent's fingerprint, or "". keep: {dimension name: kept indices, in the child's order}; `*` in a name
     is every block. blocks: {stack: kept blocks, ascending}; the stack's name has no dot, '' where there is one stack.
     drop: half blocks to switch off, as `blocks.3.attention`. scale: {initializer: factor}. replace: {initializer:
-    its values in the child's shape}. bias: {weight: the bias added behind the operator that has none}. untie: {initializer:
-    the name of a copy that the operators which multiply with it get, so that it can differ from what is looked up}.
+    its values in the child's shape}. bias: {weight: the bias added behind the operator that has none}.
+    untie: {initializer: the name of a copy for the operators that multiply with it, which then can differ from what is
+    looked up}.
 
     Example:
         >>> Plan(keep={"hidden": (0, 2, 5)}, blocks={"": (0, 3)}).to_json()["blocks"]

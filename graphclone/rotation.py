@@ -282,8 +282,9 @@ class _Proof:
             for name in norm.readers if norm.gain else ():
                 if name not in own and (name in self.tied or len(self.analysis.typing.uses[name]) > 1):
                     raise CutError(
-                        f"cannot rotate the width {self.axis.size[0]}: the weight of {norm.where} cannot fold into '{name}', "
-                        f"which is shared; where that is a tied head, rotate{{untie=true}} gives it a matrix of its own"
+                        f"cannot rotate the width {self.axis.size[0]}: the weight of {norm.where} cannot fold into "
+                        f"'{name}', which is shared; where that is a tied head, rotate{{untie=true}} gives it a matrix of "
+                        f"its own"
                     )
 
     def _carriers(self) -> tuple[dict[str, int], dict[str, str]]:

@@ -22,7 +22,7 @@ class Stream:
     feeds: one mapping of inputs per batch; replace `model`'s weights as you like between two runs.
 
     Example:
-        stream = Stream("parent", model, feeds); stream.hold("h.3.out"); stream.hold("h.4.out"); stream.forget("h.3.out")
+        stream = Stream("parent", model, feeds); stream.hold("h.3.out"); stream.hold("h.4.out")
     """
 
     def __init__(self, name: str, model: Model, feeds: Sequence[Feeds], provider: str = "cpu"):
@@ -54,8 +54,10 @@ class Joint:
     """One graph made of parts of several streams, and of operators on top of them.
 
     Example:
-        joint = Joint([parent, child]); joint.give("gap", joint.op("Sub", joint.tensor(parent, "y"), joint.tensor(child, "y")))
-        session = joint.open(); gaps = [run(session, batch)[0] for batch in joint.batches()]
+        joint = Joint([parent, child])
+        joint.give("gap", joint.op("Sub", joint.tensor(parent, "y"), joint.tensor(child, "y")))
+        session = joint.open()
+        gaps = [run(session, batch)[0] for batch in joint.batches()]
     """
 
     def __init__(self, streams: Sequence[Stream]):
@@ -100,7 +102,9 @@ class Joint:
             tensor = self.op("Transpose", flat, perm=[0, 2, 1])
         return self.op("Cast", self.op("Reshape", tensor, self.constant([-1, width])), to=FLOAT)
 
-    def unfolded(self, tensor: gs.Tensor, channels: int, window: Mapping[str, object], kernel: Sequence[int]) -> gs.Variable:
+    def unfolded(
+        self, tensor: gs.Tensor, channels: int, window: Mapping[str, object], kernel: Sequence[int]
+    ) -> gs.Variable:
         """Return the patches a convolution reads, as rows [T, channels * kernel]: a convolution with unit vectors."""
         size = int(np.prod(kernel))
         units = np.tile(np.eye(size).reshape(size, 1, *kernel), (channels, *[1] * (len(kernel) + 1)))
@@ -117,7 +121,7 @@ class Joint:
         return self.op("MatMul", rows, self.constant(onto, np.float32))
 
     def gram(self, parts: Sequence[gs.Tensor | None], mask: str | None = None) -> gs.Variable:
-        """Return Z'Z of the columns of all parts side by side; None stands for a column of ones, `mask` leaves rows out."""
+        """Return Z'Z of all parts' columns side by side; None is a column of ones, `mask` leaves rows out."""
         first = next(part for part in parts if part is not None)
         size = self.op("Add", self.op("Mul", self.op("Shape", first), self.constant([1, 0])), self.constant([0, 1]))
         ones = self.op("ConstantOfShape", size, value=gs.Constant("", np.ones(1, np.float32)))

@@ -189,7 +189,7 @@ class _Surgeon:
             node, window = self.nodes[id(reader)], reader.op == "Conv"
             size = self.cut.size(self.typing.types[reader.outputs[0].name][1 if window else -1])[0]
             if np.shape(value) != (size,):
-                raise CutError(f"the plan's bias for '{name}' has shape {np.shape(value)}; after the cut it needs ({size},)")
+                raise CutError(f"the plan's bias for '{name}' has shape {np.shape(value)}; the child needs ({size},)")
             dtype = weight_of(self._constant_of(name, uses[0])).dtype
             bias = gs.Constant(self._fresh(bias_name(name)), Weight.of(np.asarray(value).astype(dtype)))
             if window and len(node.inputs) == 2:
@@ -278,6 +278,16 @@ class _Surgeon:
         new = np.arange(int(old[0]), total, step, dtype=old.dtype)
         if not np.array_equal(new, old):
             node.inputs[site.slot] = self._constant(node, site.slot, new)
+
+    def _regroup(self, site: Site, node: gs.Node) -> None:
+        """Write the Reshape that a Gather of every entry in order means: its indices are of the old sizes."""
+        sizes = [self.cut.size(axis) for axis in site.axes]
+        if sizes == [find(axis).size for axis in site.axes]:
+            return
+        target = [size[0] if len(set(size)) == 1 else -1 for size in sizes]
+        node.op = "Reshape"
+        node.attrs.clear()
+        node.inputs[1] = self._constant(node, 1, np.array(target, np.int64))
 
     def _split(self, site: Site, node: gs.Node) -> None:
         sizes = [self.cut.size(axis)[0] for axis in site.axes]

@@ -1,5 +1,6 @@
 """Compensate: let biases stand in for the mean of what was dropped."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,9 @@ class Compensate:
 
     def run(self, parent: Model, plan: Plan, stats: Statistics | None, context: Context) -> Plan:
         cut = resolve(plan, context.analysis)
-        linears = [n for n in find_linears(context.analysis, parent) if n.bias and len(n.inner) == len(n.outer) == 1]
+        found = find_linears(context.analysis, parent)
+        uses = Counter(n.shared for n in found)
+        linears = [n for n in found if n.bias and len(n.inner) == len(n.outer) == uses[n.shared] == 1]
         linears = [n for n in linears if cut.picks(n.inner[0]) is not None]
         if not linears:
             return plan

@@ -44,7 +44,8 @@ class Refit:
     bias: whether operators that have no bias get one; the framework's own class may have no place for it.
     untie: whether a tied head gets a matrix of its own, and is fitted; else it stays the embedding's slice.
     Each fit must lower the error on every fifth batch, which it has not seen, else the slice stays, and a note says so.
-    Source: arXiv 2608.02829 (compensation on the parent's inputs), ReplaceMe (arXiv 2505.02819: absorbing removed blocks).
+    Source: arXiv 2608.02829 (compensation on the parent's inputs), ReplaceMe (arXiv 2505.02819: absorbing removed
+    blocks).
 
     Example:
         refit{ridge=0.01}
@@ -111,8 +112,9 @@ class _Refitting:
         gone = [b for s in self.analysis.stacks for b in s.blocks if b.index not in cut.blocks[s.prefix]]
         self.bypassed = {part.exit: part.entry for part in (*gone, *cut.dropped)}
         lost = {n for b in gone for h in b.halves for n in h.nodes} | {n for h in cut.dropped for n in h.nodes}
-        found = find_linears(self.analysis, parent, plan.untie)
-        self.linears = [n for n in found if n.number not in lost and n.x in main and n.y in main]
+        found = [n for n in find_linears(self.analysis, parent, plan.untie) if n.number not in lost]
+        self.linears = [n for n in found if n.x in main and n.y in main]
+        self.inner = [(n.where, "it runs in a branch or a loop") for n in found if n not in self.linears]
         self.stacks = [stack for stack in self.analysis.stacks if set(stack.points) <= main]
         self.weights = parent.weights
         self.added = self._new_biases()
@@ -276,7 +278,7 @@ class _Refitting:
         return joint.rows(tensor, int(np.prod(sizes)))
 
     def _wanted(self, joint: Joint, linear: Linear, aim: _Aim, parent: Stream, child: Stream) -> gs.Tensor:
-        """Return what a writer should give: what is missing of the parent's sum in the child's, or in the parent's own."""
+        """Return what a writer should give: what the child's sum, or the parent's own, lacks of the parent's goal."""
 
         def rows(stream: Stream, name: str) -> gs.Tensor:
             axes = [find(axis).size[0] if stream is parent else self.cut.size(axis)[0] for axis in linear.outer]
@@ -322,8 +324,7 @@ class _Refitting:
             return None
         masks = {name: self.analysis.typing.types[name] for name in self.masks}
         same = [name for name, each in masks.items() if [id(find(a)) for a in each] == [id(find(a)) for a in axes]]
-        rows = [int(np.prod([find(a).size[p] for a in axes])) for p in range(2)]
-        alike = [n for n, each in masks.items() if [int(np.prod([find(a).size[p] for a in each])) for p in range(2)] == rows]
+        alike = [name for name, each in masks.items() if _counts(each) == _counts(axes)]
         return same[0] if same else alike[0] if len(alike) == 1 else None
 
     # weights ----------------------------------------------------------------------------------------------------
@@ -332,8 +333,8 @@ class _Refitting:
         """Return the child's weight and bias, [K+1, N]."""
         weight = _matrix(weight_of(self.places[linear.own]), linear)
         name = self._bias(linear)
-        bias = weight_of(self.places[name]).load().reshape(1, -1) if name else np.zeros((1, weight.shape[1]), weight.dtype)
-        return np.vstack([weight, bias])
+        bias = weight_of(self.places[name]).load() if name else np.zeros(weight.shape[1], weight.dtype)
+        return np.vstack([weight, bias.reshape(1, -1)])
 
     def _bias(self, linear: Linear) -> str | None:
         return bias_name(linear.weight) if linear.weight in self.added else linear.bias
@@ -361,17 +362,24 @@ class _Refitting:
         notes = self.context.notes
         if self.errors:
             before, after = (np.mean([getattr(each, name) for each in self.errors]) for name in ("before", "after"))
-            notes.append(f"refit: {len(self.errors)} matrices; their mean error on samples held out {before:.3g}, now {after:.3g}")
+            mean = f"mean error on samples held out {before:.3g}, now {after:.3g}"
+            notes.append(f"refit: {len(self.errors)} matrices fitted; {mean}")
         if len(self.parent.feeds) == 1:
-            notes.append("refit: one batch alone, so none is held out; fits are judged on the samples they were made from")
+            notes.append("refit: one batch alone, so none is held out; fits are judged on what they were made from")
         notes += _listed("stay plain slices", self.slices)
-        notes += _listed("are left alone", left_alone(self.analysis, self.parent.model, self.plan.untie))
+        alone = left_alone(self.analysis, self.parent.model, self.plan.untie)
+        notes += _listed("are left alone", [*alone, *self.inner])
 
 
 def _matrix(weight: Weight, linear: Linear) -> np.ndarray:
     """Return an initializer as W [K, N]."""
     array = weight.load().transpose(np.argsort(linear.order))
     return array.reshape(int(np.prod(array.shape[: len(linear.inner)])), -1)
+
+
+def _counts(axes: Sequence[Axis]) -> list[int]:
+    """Return how many rows axes make, per probe."""
+    return [int(np.prod([find(axis).size[probe] for axis in axes])) for probe in range(2)]
 
 
 def _listed(what: str, found: Sequence[tuple[str, str]]) -> list[str]:

@@ -52,11 +52,12 @@ class Solution:
 def solve(moments: Moments, targets: "Targets", before: np.ndarray, ridge: float, intercept: bool) -> Solution:
     """Return W' = W + (X'X + r I)^-1 X'(Y - X W) with r = ridge * trace(X'X) / K; the intercept is not drawn to W's.
 
-    before: the weights there are, [K+1, N]. targets: yields the columns of Y. Where the rows held out refuse a solution, or
-    the matrix is ill-conditioned, a ridge ten and a hundred times as strong is tried; then the weights stay as they are.
+    before: the weights there are, [K+1, N]. targets: yields the columns of Y. Where the rows held out refuse a solution,
+    or the matrix is ill-conditioned, a ridge ten and a hundred times as strong is tried; then the weights stay.
 
     Example:
-        >>> x = np.random.default_rng(0).standard_normal((99, 3)); z = np.hstack([x, np.ones((99, 1)), x @ np.ones((3, 2))])
+        >>> x = np.random.default_rng(0).standard_normal((99, 3))
+        >>> z = np.hstack([x, np.ones((99, 1)), x @ np.ones((3, 2))])
         >>> moments = Moments(3); moments.add(z.T @ z, held=False)
         >>> solve(moments, Targets.of(2), np.zeros((4, 2)), 1e-9, True).weights.round(4)[:3].tolist()
         [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
@@ -105,7 +106,8 @@ def _solve(moments: Moments, targets: "Targets", before: np.ndarray, ridge: floa
 class Targets:
     """The map from [1, t] to targets: the weights and bias that made them, [1 + T, N], or t itself.
 
-    weights: [T, N] and bias [N], of the parent; onto: what the child keeps of the N columns: positions, or a basis [N, N'].
+    weights: [T, N] and bias [N], of the parent; onto: what the child keeps of the N columns, positions or a basis
+    [N, N'].
     """
 
     width: int

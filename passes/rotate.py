@@ -26,10 +26,11 @@ class Rotate:
     The covariance is that of the normalised stream, with an equal vote of every norm (arXiv 2401.15024 for the rotation;
     balanced over depth). Norm weights fold into their readers first. For RMSNorm the d' main directions are kept; for
     LayerNorm d' - 1 of them, mapped into the mean-free subspace of R^d', where the operator stays exact:
-    M = V U' with U orthogonal to the vector of ones. What readers take from a norm's bias along the parent's vector of ones
-    goes along the child's, which the stream leaves free. Each norm's gain becomes sqrt(kept energy / d'), a number.
+    M = V U' with U orthogonal to the vector of ones. What readers take from a norm's bias along the parent's vector of
+    ones goes along the child's, which the stream leaves free. Each norm's gain becomes sqrt(kept energy / d'), a number.
     Runs after `width`, which sets the sizes.
-    untie: a tied head, into which no norm can fold, gets a matrix of its own; the framework's class may have no place for it.
+    untie: a tied head, into which no norm can fold, gets a matrix of its own; the framework's class may have no place
+    for it.
     skip: where a node forbids it, tell and go on with the plan as it is, instead of raising CutError.
 
     Example:
@@ -151,7 +152,7 @@ def mean_free_basis(size: int) -> np.ndarray:
 
 
 def _factors(proof: Rotatable, vectors: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Return what folds into each matrix: the weights of norms it reads behind, the layer scales it writes in front of."""
+    """Return what folds into each matrix: weights of norms it reads behind, layer scales it writes in front of."""
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     for norm in proof.norms:
         for reader in norm.readers if norm.gain else ():
@@ -175,7 +176,7 @@ def _new_vectors(
     basis: np.ndarray,
     reading: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Return each norm's gain as a number, its bias in the new basis as its readers take it now, layer scales of one."""
+    """Return each norm's gain as a number, its bias as its readers take it in the new basis, and layer scales of one."""
     size, kept = basis.shape
     found = {name: np.ones((*vectors[name].shape[:-1], kept)) for name in proof.layer_scales}
     gains: dict[str, list[float]] = defaultdict(list)

@@ -2,8 +2,8 @@
 
     python tools/bench_refit.py [--tokens 32768] [--pipeline TEXT] [--model FILE] [--solves-only] [--no-solves]
 
-GPT-2 at its full size (12 blocks of 768, language head tied, random weights) goes to 6 blocks of 384. Memory is the peak
-of the process above what it holds with the model loaded and all its weights read. Solves are those of one matrix
+GPT-2 at its full size (12 blocks of 768, language head tied, random weights) goes to 6 blocks of 384. Memory is the
+peak of the process above what it holds with the model loaded and all its weights read. Solves are those of one matrix
 d x d with the Gram matrices at hand, in double precision.
 """
 
@@ -54,7 +54,8 @@ def measure(path: Path, pipeline: str, tokens: int) -> None:
     checked = sum(float(array.reshape(-1)[::1024].sum()) for array in held)
     assert np.isfinite(checked)
     random = np.random.default_rng(0)
-    batches = [{"input_ids": random.integers(0, VOCABULARY, (BATCH, TOKENS))} for _ in range(tokens // (BATCH * TOKENS))]
+    count = tokens // (BATCH * TOKENS)
+    batches = [{"input_ids": random.integers(0, VOCABULARY, (BATCH, TOKENS))} for _ in range(count)]
     Path("/proc/self/clear_refs").write_text("5")
     before, began, spent = status("VmRSS"), time.perf_counter(), time.process_time()
     result = Pipeline.parse(pipeline).run(
@@ -78,10 +79,11 @@ def solves(repeats: int) -> None:
         moments = Moments(width)
         moments.add(rows.T @ rows, held=False)
         moments.add(rows[: len(rows) // 2].T @ rows[: len(rows) // 2], held=True)
+        before = np.zeros((width + 1, width), np.float32)
         taken = []
         for _ in range(repeats):
             began = time.perf_counter()
-            assert solve(moments, Targets.of(width), np.zeros((width + 1, width), np.float32), 1e-2, True).weights is not None
+            assert solve(moments, Targets.of(width), before, 1e-2, True).weights is not None
             taken.append(time.perf_counter() - began)
         medians.append(float(np.median(taken)))
         print(f"solve, d = {width}: {medians[-1]:.3f} s, the median of {repeats}")

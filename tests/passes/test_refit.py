@@ -27,7 +27,7 @@ def test_the_child_comes_closer_to_the_parent(make, samples, run_pipeline, outpu
     plain, fitted = (run_pipeline(each, parent, samples) for each in (text, f"{text},refit{options}"))
     assert apart(outputs(fitted.child), wanted) < 0.95 * apart(outputs(plain.child), wanted)
     assert fitted.plan.replace
-    assert any("matrices" in note for note in fitted.notes)
+    assert any("matrices fitted" in note for note in fitted.notes)
 
 
 def test_with_nothing_cut_nothing_changes(make, samples, run_pipeline):
@@ -53,7 +53,8 @@ def test_what_is_exact_already_stays(make, samples, run_pipeline, outputs, apart
 def test_a_writer_absorbs_the_blocks_behind_it(make, samples, run_pipeline, outputs, apart):
     parent = make()
     wanted = outputs(parent)
-    with_, without = (run_pipeline(f"depth{{blocks=[0,3]}},refit{{absorb={a}}}", parent, samples) for a in ("true", "false"))
+    texts = (f"depth{{blocks=[0,3]}},refit{{absorb={absorb}}}" for absorb in ("true", "false"))
+    with_, without = (run_pipeline(text, parent, samples) for text in texts)
     assert apart(outputs(with_.child), wanted) < apart(outputs(without.child), wanted)
 
 

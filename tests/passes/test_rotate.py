@@ -97,6 +97,14 @@ def test_a_tied_head_that_parts_is_rotated(make, samples, run_pipeline, outputs,
     assert apart(outputs(both.child), wanted) < apart(outputs(turned.child), wanted)
 
 
+def test_a_fit_to_the_parents_inputs_sees_them_in_the_new_basis(make, samples, run_pipeline, outputs, apart):
+    parent = make()
+    wanted = outputs(parent)
+    turned = run_pipeline(f"{CUT},rotate", parent, samples)
+    fitted = run_pipeline(f"{CUT},rotate,refit{{drift=false}}", parent, samples)
+    assert apart(outputs(fitted.child), wanted) < 0.9 * apart(outputs(turned.child), wanted)
+
+
 def test_a_refusal_can_be_skipped_and_is_told(make, samples, run_pipeline):
     result = run_pipeline(f"{CUT},rotate{{skip=true}}", make(tied=True), samples)
     assert not result.plan.replace
