@@ -84,9 +84,9 @@ def _solve(moments: Moments, targets: "Targets", before: np.ndarray, ridge: floa
     errors, energy, parts = np.zeros(2), 0.0, []
     for columns, mapping in targets.columns():
         old = before[:, columns].astype(np.float64)
-        new = old + factor.step(gram[: size + 1, size:] @ mapping - gram[: size + 1, : size + 1] @ old)
-        power = float(np.sum(mapping * (judge[size:, size:] @ mapping)))
-        cross = judge[: size + 1, size:] @ mapping
+        new = old + factor.step(_image(gram[: size + 1, size:], columns, mapping) - gram[: size + 1, : size + 1] @ old)
+        power = _power(judge[size:, size:], columns, mapping)
+        cross = _image(judge[: size + 1, size:], columns, mapping)
         errors += [power + np.sum(w * (judge[: size + 1, : size + 1] @ w - 2 * cross)) for w in (old, new)]
         energy += power
         parts.append(new.astype(np.float32))
@@ -120,17 +120,29 @@ class Targets:
         """Let t [T, N] itself be the target."""
         return Targets(width)
 
-    def columns(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield a few columns at a time, as (which, the map's [1 + T, n])."""
+    def columns(self) -> Iterator[tuple[slice, np.ndarray | None]]:
+        """Yield a few columns at a time, as (which, the map's [1 + T, n], or None for t itself)."""
         for start in range(0, self.width, COLUMNS):
             which = slice(start, min(start + COLUMNS, self.width))
             if self.weights is None:
-                yield which, np.eye(self.width + 1, self.width, -1)[:, which]
+                yield which, None
                 continue
             whole = self.onto is None or self.onto.ndim == 2
             picked = (slice(None) if self.onto is not None else which) if whole else self.onto[which]
             both = np.vstack([self.bias[picked][None], self.weights[:, picked]]).astype(np.float64)
             yield which, both @ self.onto[:, which] if self.onto is not None and self.onto.ndim == 2 else both
+
+
+def _image(block: np.ndarray, columns: slice, mapping: np.ndarray | None) -> np.ndarray:
+    """Return columns of sums with [1, t] as those with the targets."""
+    return block[:, 1:][:, columns] if mapping is None else block @ mapping
+
+
+def _power(block: np.ndarray, columns: slice, mapping: np.ndarray | None) -> float:
+    """Return the sum of the targets' squares."""
+    if mapping is None:
+        return float(np.trace(block[1:, 1:][columns, columns]))
+    return float(np.sum(mapping * (block @ mapping)))
 
 
 class _Factor:
