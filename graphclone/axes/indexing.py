@@ -1,9 +1,12 @@
 """Axis rules of operators that pick entries: Gather and kin, Scatter and kin, TopK, OneHot."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from graphclone.axes.registry import Store, Typing, letters, rule
-from graphclone.op import Op
+from graphclone.axes.structure import regroup
+from graphclone.op import Op, Values
 
 
 def gather(op: Op) -> Typing:
@@ -13,6 +16,8 @@ def gather(op: Op) -> Typing:
     names, picked = letters(rank), letters(op.rank(1), "i")
     value = op.value(1)
     size = op.sizes(0)[axis]
+    if value is not None and rank == 1 and (regrouped := _regrouped(op, value)) is not None:
+        return regrouped
     if value is not None and len(set(size)) == 1 and np.array_equal(value[0], value[-1]):
         run = _consecutive(np.asarray(value[0]), size[0])
         if run is not None and op.rank(1) <= 1:
@@ -28,6 +33,18 @@ def gather(op: Op) -> Typing:
     if value is None:
         return Typing(f"{' '.join(names)}, {indices} -> {outputs}", indexes={1: names[axis]}, moves=True)
     return Typing(f"{' '.join(names)}, {indices} -> {outputs}", fixed=(names[axis],), moves=True)
+
+
+def _regrouped(op: Op, value: Values) -> Typing | None:
+    """Pick every entry once, in order: a Reshape, as torch's `as_strided` of contiguous memory is exported."""
+    outs = [tuple(sizes) for sizes in zip(*(entry.shape for entry in value), strict=True)]
+    if len(outs) < 2 or sum(len(set(sizes)) > 1 for sizes in outs) > 1:
+        return None
+    for entry, size in zip(value, op.sizes(0)[0], strict=True):
+        if entry.size != size or not np.array_equal(np.ravel(entry), np.arange(size)):
+            return None
+    typing = regroup(op.sizes(0), outs, 1)
+    return replace(typing, stores=tuple(replace(store, kind="regroup") for store in typing.stores))
 
 
 def _consecutive(indices: np.ndarray, size: int) -> tuple[int, int] | None:

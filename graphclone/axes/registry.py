@@ -20,6 +20,7 @@ class Store:
     kind: `sizes` (a list of them; -1, 0 and a broadcasting 1 stay), `begin` and `end` (bounds of a slice:
         the size of what lies before them; `whole` is the pattern of the sliced axes), `range` (consecutive
         indices from the size of the first axis on, as many as the second has), `split` (sizes of the outputs),
+        `regroup` (the slot holds indices that only regroup axes to these: the node becomes a Reshape),
         `select` (the output lists positions of the axis: keep those that stay),
         `scale` (a float attribute whose default would follow the cut: write the parent's value).
     """

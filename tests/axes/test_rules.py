@@ -142,3 +142,18 @@ def test_a_rule_says_and_holds(graph, row):
     assert analysis.typing.nodes[0].text.strip() == signature
     report = verify(model, analysis=analysis)
     assert report.ok, str(report)
+
+
+STRIDED = """(float[B, 12] x) => (float[B, 12, 1] y) <float[12] g, int64 zero = {0}, int64 one = {1}, int64 width = {12},
+    int64[1] flat = {-1}, int64[2] rest = {1, 2}, int64[1, 12, 1] steps = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}>
+    { z = Mul(x, g)  all = Reshape(z, flat)  s = Shape(x)  b = Gather(s, zero)  r = Range(zero, b, one)
+      m = Mul(r, width)  o = Unsqueeze(m, rest)  i = Add(o, steps)  y = Gather(all, i) }"""
+
+
+def test_a_gather_of_everything_in_order_regroups(graph):
+    """torch exports `as_strided` of contiguous memory so: indices counted from the sizes."""
+    model = graph(STRIDED)
+    analysis = analyse(model)
+    assert analysis.typing.nodes[-1].text == "(a1 a0), . -> a1 a0 1"
+    assert [(d.size, d.locked) for d in analysis.dimensions] == [(12, None)]
+    assert verify(model, analysis=analysis).ok
