@@ -289,16 +289,6 @@ class _Surgeon:
         node.attrs.clear()
         node.inputs[1] = self._constant(node, 1, np.array(target, np.int64))
 
-    def _regroup(self, site: Site, node: gs.Node) -> None:
-        """Write the Reshape that a Gather of every entry in order means: its indices are of the old sizes."""
-        sizes = [self.cut.size(axis) for axis in site.axes]
-        if sizes == [find(axis).size for axis in site.axes]:
-            return
-        target = [size[0] if len(set(size)) == 1 else -1 for size in sizes]
-        node.op = "Reshape"
-        node.attrs.clear()
-        node.inputs[1] = self._constant(node, 1, np.array(target, np.int64))
-
     def _split(self, site: Site, node: gs.Node) -> None:
         sizes = [self.cut.size(axis)[0] for axis in site.axes]
         if sizes == [find(axis).size[0] for axis in site.axes]:
