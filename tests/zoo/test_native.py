@@ -135,15 +135,14 @@ COUNTS = {
     "ffn": 80,
     "experts": 5,
     "head_0": 32,
-    "state": 6,
-    "time_step": 4,
+    "inner": 6,
 }
 SPECIAL = {
     "vit": {"hidden": 36, "heads": 3},
     "deit": {"hidden": 36, "heads": 3},
     "beit": {"hidden": 36, "heads": 3},
     "qwen3_moe": {"ffn": 40},
-    "mamba": {"ffn": 64},
+    "mamba": {"ffn": 64, "ffn_0": 4},
 }
 
 

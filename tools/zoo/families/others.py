@@ -104,25 +104,25 @@ MAMBA = Family(
     {"input_ids": Input("ids", (BATCH, LENGTH), below=VOCAB), "attention_mask": Input("mask", (BATCH, LENGTH))},
     {"logits": (BATCH, LENGTH, VOCAB)},
     Layout(
-        sizes={"vocab": VOCAB, "hidden": 48, "ffn": 96, "state": 8, "time_step": 5},
+        sizes={"vocab": VOCAB, "hidden": 48, "ffn": 96, "inner": 8, "ffn_0": 5},
         rows={"backbone.embeddings.weight": "vocab hidden", "backbone.norm_f.weight": "hidden"},
         stacks=(
             Stack(
                 "backbone.layers",
                 rows={
                     "norm.weight": "hidden",
-                    "mixer.A_log": "ffn state",
+                    "mixer.A_log": "ffn inner",
                     "mixer.D": "ffn",
                     "mixer.conv1d.weight": "ffn _ _",
                     "mixer.conv1d.bias": "ffn",
                     "mixer.in_proj.weight": "(2 ffn) hidden",
-                    "mixer.x_proj.weight": "(time_step + state + state) ffn",
-                    "mixer.dt_proj.weight": "ffn time_step",
+                    "mixer.x_proj.weight": "(ffn_0 + inner + inner) ffn",
+                    "mixer.dt_proj.weight": "ffn ffn_0",
                     "mixer.dt_proj.bias": "ffn",
                     "mixer.out_proj.weight": "hidden ffn",
                 },
                 attributes={
-                    "mixer": {"intermediate_size": "ffn", "ssm_state_size": "state", "time_step_rank": "time_step"}
+                    "mixer": {"intermediate_size": "ffn", "ssm_state_size": "inner", "time_step_rank": "ffn_0"}
                 },
                 halves={"ffn": "zero mixer.out_proj"},
             ),
