@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import survey_checkpoints
 import torch
 import zoo
 from safetensors.numpy import load_file, save_file
@@ -16,6 +17,7 @@ from transformers.utils import logging
 from graphclone.analysis import analyse
 from graphclone.checkpoint import read_checkpoint, write_checkpoint
 from graphclone.checkpoint.config import rewrite_config
+from graphclone.checkpoint.fitting import fit_config
 from graphclone.cli import main
 from graphclone.errors import CheckFailed, CutError, InputError
 from graphclone.model import load
@@ -106,6 +108,86 @@ def test_dynamo_exports_match_as_well(name, pretrained, tmp_path):
     parent = load(zoo.export(name, "dynamo20"))
     report = write_checkpoint(parent, planned(name, parent), pretrained(name), tmp_path / "small")
     assert report.difference < 1e-5 and not report.kept and not report.typed
+
+
+@pytest.mark.parametrize(
+    ("name", "route", "kind"),
+    [
+        ("llama", "dynamo18", "every width"),  # arbitrary pairs of RoPE become a list of factors
+        ("mamba", "dynamo18", "every width"),  # sizes that only the class tells; the exporter took the exponential
+        ("bloom", "legacy17", "all but head sizes"),  # a feed-forward that is four times the hidden size
+        ("wav2vec2", "legacy17", "all but head sizes"),  # weight norm, a list of widths
+        ("siglip", "dynamo18", "fewer heads"),  # a pooling head that has the tower's sizes
+        ("marian", "legacy17", "smaller heads"),  # sinusoids that the class reads where they are stored
+        ("beit", "legacy17", "smaller heads"),  # gathered position biases, labels
+        ("segformer", "legacy17", "fewer heads, multiples"),  # a batch norm, lists of stages
+        ("convnext", "legacy17", "fewer heads, multiples"),  # blocks numbered anew in each stage
+        ("swin", "legacy17", "smaller heads"),  # widths of stages that follow from the first
+    ],
+)
+def test_what_only_values_and_the_class_tell_holds(name, route, kind, pretrained, tmp_path):
+    parent = load(zoo.export(name, route))
+    analysis = analyse(parent)
+    plan = next(plan for label, plan in survey_checkpoints.cuts(analysis) if label == kind)
+    blocks = {s.prefix.rstrip("."): tuple(i for i in range(len(s.blocks)) if i != 1) for s in analysis.stacks}
+    blocks = {} if name == "swin" else blocks  # every second block is shifted, by its number
+    report = write_checkpoint(parent, plan.with_(blocks=blocks), pretrained(name), tmp_path / "small")
+    assert report.difference < 1e-5 and set(plan.keep) >= {d.name for d in analysis.dimensions if d.role == "hidden"}
+
+
+def test_fields_are_tried_until_the_class_has_the_childs_sizes():
+    def ask(config):
+        return {"w": (config["dim"] + 1, 4), "b": (config["inner"]["dim"],), "c": (config["dim"],)}
+
+    config, parent = {"dim": 8, "inner": {"dim": 8}}, {"w": (9, 4), "b": (8,), "c": (8,)}
+    child = {"w": (6, 4), "b": (6,), "c": (5,)}
+    assert fit_config(config, config, parent, child, ask) == {"dim": 5, "inner": {"dim": 6}}
+    with pytest.raises(CutError, match=r"'w' has 7 along axis 0, its class makes 6 of 'dim', and no value of it"):
+        fit_config(config, config, parent, child | {"w": (7, 4)}, ask)
+    with pytest.raises(CutError, match=r"'w' has 3 along axis 1, its class makes 4 of no field"):
+        fit_config(config, config, parent, child | {"w": (6, 3)}, ask)
+
+
+def test_blocks_that_share_their_weights_lose_none(pretrained, tmp_path):
+    parent = load(zoo.export("albert", "dynamo18"))
+    report = write_checkpoint(parent, Plan(blocks={"": (1, 4)}), pretrained("albert"), tmp_path / "small")
+    assert report.difference < 1e-5 and not report.dropped
+
+
+def test_a_block_that_the_class_makes_otherwise_is_refused(pretrained, tmp_path):
+    parent = load(zoo.export("modernbert", "legacy17"))
+    with pytest.raises(CutError, match=r"holds no 'model.layers.0.attn_norm.weight'; keep a block that lacks it"):
+        write_checkpoint(parent, Plan(blocks={"": (1, 2)}), pretrained("modernbert"), tmp_path / "small")
+
+
+def test_every_second_pair_of_rope_is_another_base(pretrained, tmp_path):
+    parent = load(zoo.export("qwen2", "legacy17"))
+    plan = Plan(keep={"blocks.*.head_dim": (0, 1, 2, 5, 6, 7)})  # the three fastest of five pairs
+    assert write_checkpoint(parent, plan, pretrained("qwen2"), tmp_path / "small").difference < 1e-5
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert config["rope_parameters"]["rope_theta"] == pytest.approx(10000 ** (3 / 5))
+
+
+def test_labels_are_numbered_anew(pretrained, tmp_path):
+    parent = load(zoo.export("vit", "legacy17"))
+    assert write_checkpoint(parent, Plan(keep={"head_0": (2, 5, 11)}), pretrained("vit"), tmp_path / "small")
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert config["id2label"] == {"0": "LABEL_2", "1": "LABEL_5", "2": "LABEL_11"}
+    assert config["label2id"] == {"LABEL_2": 0, "LABEL_5": 1, "LABEL_11": 2}
+
+
+def test_files_of_torch_become_safetensors(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained("gpt2"), tmp_path / "old")
+    tensors = {name: torch.from_numpy(array) for name, array in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    torch.save({name: tensor.bfloat16() for name, tensor in tensors.items()}, folder / "pytorch_model.bin")
+    parent = load(zoo.export("gpt2", "legacy17"))
+    report = write_checkpoint(parent, planned("gpt2", parent), folder, tmp_path / "small", check=False)
+    assert len(report.matched) == len(tensors)
+    assert {tensor.dtype.name for tensor in read_checkpoint(tmp_path / "small").tensors.values()} == {"bfloat16"}
+    torch.save({"state_dict": tensors}, tmp_path / "lone.pt")
+    write_checkpoint(parent, planned("gpt2", parent), tmp_path / "lone.pt", tmp_path / "alone")
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["lone.safetensors"]
 
 
 def test_native_scales_reach_the_checkpoint(pretrained, tmp_path):
@@ -213,7 +295,7 @@ def test_bad_input_is_refused(pretrained, tmp_path):
         write_checkpoint(parent, plan, pretrained("llama"), tmp_path / "small")
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InputError, match="can run code"):
+    with pytest.raises(InputError, match="more can run code when it is read"):
         write_checkpoint(parent, plan, tmp_path / "pickled", tmp_path / "small")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")

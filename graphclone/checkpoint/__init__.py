@@ -147,11 +147,14 @@ def _fitted(config: dict, defaults: Mapping, checkpoint: Checkpoint, tensors: Ma
     parent = {name: weight.shape for name, weight in checkpoint.tensors.items()}
     child = {name: weight.shape for name, (_, weight) in tensors.items()}
     try:
+        own = shapes_of(checkpoint.config)
+    except (InputError, CheckFailed):
+        own = {}
+    if own and all(own.get(name, shape) == shape for name, shape in parent.items()):
         return fit_config(config, defaults, parent, child, shapes_of, doubts)
-    except InputError:
-        if doubts:
-            raise doubts[0].error from None
-        return config
+    if doubts:
+        raise doubts[0].error
+    return config
 
 
 def _refuse_additions(plan: Plan) -> None:
@@ -162,8 +165,8 @@ def _refuse_additions(plan: Plan) -> None:
         )
     if plan.untie:
         raise CutError(
-            f"the plan unties '{next(iter(plan.untie))}', which the checkpoint's class keeps tied; leave untie out, or use "
-            f"the child as ONNX or through `graphclone torch`"
+            f"the plan unties '{next(iter(plan.untie))}', which the checkpoint's class keeps tied; leave untie out, or "
+            f"use the child as ONNX or through `graphclone torch`"
         )
 
 

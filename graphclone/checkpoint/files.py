@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
 from onnx import StringStringEntryProto, TensorProto
 
 from graphclone.errors import InputError
@@ -78,37 +76,14 @@ def _listed(index: Path) -> list[str]:
 
 
 def _read_pickled(path: Path, found: Checkpoint) -> None:
-    """Read what `torch.save` wrote, as tensors alone: torch refuses to unpickle anything else."""
-    try:
-        import torch
-    except ImportError:
-        raise InputError(f"'{path}' is read by torch, which is not installed; pip install torch") from None
-    try:
-        stored = dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # whatever torch raises for what is damaged, or is more than tensors
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise InputError(
-            f"cannot read '{path}' as tensors alone, and more can run code when it is read ({why}); "
-            f"save the model with save_pretrained() first"
-        ) from None
-    inner = next((stored[key] for key in ("state_dict", "model") if isinstance(stored.get(key), dict)), stored)
+    """Read what `torch.save` wrote; it is written as safetensors."""
+    from graphclone.pytorch.pretrained import arrays_of
+
     file = path.with_suffix(".safetensors").name.replace("pytorch_model", "model")
     found.notes[file] = {"format": "pt"}
-    for name, tensor in inner.items():
-        if isinstance(tensor, torch.Tensor):
-            found.tensors[str(name)] = Weight.of(_array(tensor.detach().contiguous()))
-            found.file_of[str(name)] = file
-
-
-def _array(tensor) -> np.ndarray:
-    """Return torch's tensor as an array; the types that numpy lacks are of ml_dtypes."""
-    import torch
-
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if hasattr(ml_dtypes, kind):
-        whole = {1: torch.uint8, 2: torch.int16}[tensor.element_size()]
-        return tensor.view(whole).numpy().view(np.dtype(getattr(ml_dtypes, kind)))
-    return tensor.numpy()
+    for name, array in arrays_of(path).items():
+        found.tensors[name] = Weight.of(array)
+        found.file_of[name] = file
 
 
 def _json(path: Path) -> dict:

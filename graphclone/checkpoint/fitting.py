@@ -134,7 +134,8 @@ class _Fitter:
         said = " and ".join(f"'{name}'" for name in fields[:3]) or "no field"
         return _refused(
             f"'{first.tensor}' has {first.wants} along axis {first.axis}, its "
-            f"class makes {first.has} of {said}, and no value of {'it' if len(fields) < 2 else 'them'} fits all tensors"
+            f"class makes {first.has} of {said}"
+            + (f", and no value of {'it' if len(fields) < 2 else 'them'} fits all tensors" if fields else "")
         )
 
     def _fields_of(self, misfit: Misfit) -> list[str]:

@@ -82,7 +82,8 @@ def _stages(names: Sequence[set[str]]) -> Iterator[tuple[str, int, range]]:
     places = []
     for number, mine in enumerate(names):
         others = set().union(*names[:number], *names[number + 1 :])
-        columns = itertools.takewhile(lambda c: len(set(c)) == 1, zip(*(name.split(".") for name in mine - others)))
+        paths = [name.split(".") for name in mine - others]
+        columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*paths, strict=False))
         digits = re.match(r"(.*\.)(\d+)\.", "".join(f"{column[0]}." for column in columns))
         places.append((digits[1], int(digits[2]) - number) if digits else None)
     start = 0

@@ -1,13 +1,47 @@
-"""Load a Hugging Face checkpoint with transformers, where it is installed, and run it."""
+"""Ask transformers, where it is installed, what the class of a checkpoint holds and computes; read pickled weights."""
 
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from graphclone.errors import CheckFailed, InputError
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """Return the tensors in a file of `torch.save`, read as tensors alone: torch refuses to unpickle anything else.
+
+    Raises: InputError where torch is missing, and for what is damaged or would run code.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"'{path}' is read by torch, which is not installed; pip install torch") from None
+    try:
+        stored = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # whatever torch raises for what is damaged, or is more than tensors
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise InputError(
+            f"cannot read '{path}' as tensors alone, and more can run code when it is read ({why}); "
+            f"save the model with save_pretrained() first"
+        ) from None
+    inner = next((stored[key] for key in ("state_dict", "model") if isinstance(stored.get(key), dict)), stored)
+    tensors = {str(name): tensor for name, tensor in inner.items() if isinstance(tensor, torch.Tensor)}
+    return {name: _array(tensor.detach().contiguous()) for name, tensor in tensors.items()}
+
+
+def _array(tensor) -> np.ndarray:
+    """Return torch's tensor as an array; the types that numpy lacks are of ml_dtypes."""
+    import torch
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if hasattr(ml_dtypes, kind):
+        whole = {1: torch.uint8, 2: torch.int16}[tensor.element_size()]
+        return tensor.view(whole).numpy().view(np.dtype(getattr(ml_dtypes, kind)))
+    return tensor.numpy()
 
 
 def config_defaults(folder: Path | None) -> dict | None:
@@ -72,8 +106,14 @@ def outputs_of(
         if len(given) < len(feeds):
             continue
         extra = {"use_cache": False} if "use_cache" in accepted else {}
-        with torch.no_grad():
-            result = model(**given, **extra, return_dict=True)
+        try:
+            with torch.no_grad():
+                result = model(**given, **extra, return_dict=True)
+        except Exception as error:  # whatever a class meets that takes sizes for granted
+            raise CheckFailed(
+                f"the class {kind.__name__} does not run with this config: {' '.join(str(error).split())}; "
+                f"nothing was written"
+            ) from error
         values = {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
         if not values.keys() & shapes.keys():
             values = dict(zip(shapes, values.values(), strict=False))
