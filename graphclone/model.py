@@ -61,6 +61,7 @@ class Model:
     unused: initializers of the file that nothing reads; saved again unless cleared.
     loops: what was unrolled; saved as a loop again where its layers still are alike.
     aliases: names that were `Identity` of an initializer, and that initializer.
+    graph_header: what the file says of its graph alone (`metadata_props`, where torch lists what it exported).
     """
 
     def __init__(self, proto: ModelProto, read: WeightReader, path: Path | None, retie: bool = True):

@@ -10,6 +10,7 @@ from graphclone.pytorch.rewriting import (
     new_value,
     number,
     operands,
+    reshape,
     swap_last,
     transpose,
 )
@@ -158,6 +159,57 @@ def _unscaled(value: Value) -> tuple[Value, float]:
     if pair is None or number(pair[0]) is None or pair[1].rank != value.rank:
         return value, 1.0
     return pair[1], number(pair[0]) if op.type == "Mul" else 1 / number(pair[0])
+
+
+def heads_apart(op: Op, uses: Uses) -> Result:
+    """Multiply (b h, s, d) matrices, then reshape to (b, h, ...): the product of the (b, h, s, d) they were.
+
+    Bloom and DeBERTa merge batch and heads for the products, and take them apart for mask and softmax.
+    """
+    if op.type != "Reshape" or op.domain or op.output.rank != 4 or op[0].rank != 3 or not uses.once(op[0]):
+        return None
+    batch, heads = op.output.dims[:2]
+    return _lifted(op[0], batch, heads, op, uses, op.output) if op.output.dims[2:] == op[0].dims[1:] else None
+
+
+def _lifted(value: Value, batch, heads, like: Op, uses: Uses, output: Value | None = None) -> list[Op] | None:
+    """Return operators that compute a (b h, m, n) value as (b, h, m, n), all the way from matrices with heads merged."""
+    dims = (batch, heads, *value.dims[1:])
+    output = output or new_value(value.name, dims, value.dtype)
+    op = made_by(value, "MatMul", "Add", "Mul", "Div", "GatherElements", "Transpose")
+    if op is None or not uses.once(value):
+        return None
+    if op.type == "Transpose" and list(op.attribute("perm") or ()) != [0, 2, 1]:
+        return None
+    if op.type == "GatherElements" and op.axis(0) % 3 == 0:
+        return None
+    attributes = dict(op.attributes)
+    if op.type == "Transpose":
+        attributes["perm"] = [0, 1, 3, 2]
+    elif op.type == "GatherElements":
+        attributes["axis"] = op.axis(0) % 3 + 1
+    ops: list[Op] = []
+    inputs = []
+    for each in op.inputs:
+        if number(each) is not None:
+            inputs.append(each)
+            continue
+        if each.rank != 3 or each.dims[0] != value.dims[0]:
+            return None
+        lifted = _with_heads(each, batch, heads, like, uses) or _lifted(each, batch, heads, like, uses)
+        if lifted is None:
+            lifted = [reshape(each, (batch, heads, *each.dims[1:]), like)]
+        source = lifted[-1].output if isinstance(lifted, list) else lifted
+        ops += lifted if isinstance(lifted, list) else []
+        inputs.append(source)
+    return [*ops, new_op(op.type, inputs, output, op, domain="", **attributes)]
+
+
+def _with_heads(value: Value, batch, heads, like: Op, uses: Uses) -> Value | None:
+    """Return the (b, h, m, n) that a (b h, m, n) value is a reshape of."""
+    merged = made_by(value, "Reshape", "Flatten")
+    dims = (batch, heads, *value.dims[1:])
+    return merged[0] if merged is not None and tuple(merged[0].dims) == dims else None
 
 
 def grouped_queries(op: Op, uses: Uses) -> Result:

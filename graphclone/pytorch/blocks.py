@@ -7,7 +7,7 @@ from graphclone.pytorch.branches import regions
 from graphclone.pytorch.code import Marker, render
 from graphclone.pytorch.constructors import sizes_of
 from graphclone.pytorch.function_writer import leaves
-from graphclone.pytorch.program import Op, Program, Value
+from graphclone.pytorch.program import Op, Program, Value, in_order_of_use
 from graphclone.pytorch.sizes import Size, Symbol, symbols
 from graphclone.pytorch.tree import Node, Tree
 
@@ -56,7 +56,7 @@ class Stack:
 
 
 LEAST = 8
-"""Numbered modules of at least so many operators are blocks even where no two are alike."""
+"""Numbered modules of at least so many operators, which need no others' weights, are blocks though no two are alike."""
 
 
 def find_stacks(program: Program, tree: Tree) -> list[Stack]:
@@ -115,14 +115,26 @@ def _stack(program: Program, tree: Tree, node: Node, numbered: list[Node], ops: 
     order = sorted(groups)
     if len(order) < 2 or order != list(range(len(numbered))):
         return None
-    blocks = [_block(program, tree, numbered[i], i, groups[i]) for i in order]
-    last = _without_tail(program, tree, blocks)
-    if last is None:
+    blocks = _blocks(program, tree, numbered, [groups[i] for i in order])
+    if blocks is None or _kinds(blocks) > 1:
+        sorted_ = _blocks(program, tree, numbered, [in_order_of_use(groups[i]) for i in order])
+        blocks = min(filter(None, (blocks, sorted_)), key=_kinds, default=None)
+    if blocks is None:
         return None
-    blocks[-1] = last
-    alike = {block.key for block in blocks}
     whole = min(len(block.ops) for block in blocks) >= LEAST
-    return Stack(node, blocks) if len(alike) < len(blocks) or whole else None
+    whole = whole and not any(_is_stored(value) for block in blocks for value in block.inputs)
+    return Stack(node, blocks) if _kinds(blocks) < len(blocks) or whole else None
+
+
+def _blocks(program: Program, tree: Tree, numbered: list[Node], groups: list[list[Op]]) -> list[Block] | None:
+    """Return a block for each group of operators, the last one without what follows it, or None if it has no end."""
+    blocks = [_block(program, tree, numbered[i], i, ops) for i, ops in enumerate(groups)]
+    last = _without_tail(program, tree, blocks)
+    return None if last is None else [*blocks[:-1], last]
+
+
+def _kinds(blocks: list[Block]) -> int:
+    return len({block.key for block in blocks})
 
 
 def _labels(ops: list[Op], tree: Tree, numbered: list[Node]) -> dict[Op, int] | None:
@@ -136,7 +148,24 @@ def _labels(ops: list[Op], tree: Tree, numbered: list[Node]) -> dict[Op, int] | 
             return None
         if own or before:
             labels[op] = max([*own, *before])
+    _move_layouts(ops, labels)
     return labels
+
+
+LAYOUTS = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten")
+
+
+def _move_layouts(ops: list[Op], labels: dict[Op, int]) -> None:
+    """Let a change of layout that only the next block needs be its beginning."""
+    reading: dict[Value, list[int]] = {}
+    for op in reversed(ops):
+        label = labels.get(op)
+        if label is not None and op.type in LAYOUTS and not op.domain:
+            later = reading.get(op.output, [])
+            if later and min(later) > label and not any(_is_stored(value) for value in op.inputs):
+                labels[op] = label = min(later)
+        for value in op.inputs:
+            reading.setdefault(value, []).append(-1 if label is None else label)
 
 
 def _is_stored(value: Value | None) -> bool:

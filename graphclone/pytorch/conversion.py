@@ -21,9 +21,10 @@ STAGES = (
     (layout_idioms.drop_idle, layout_idioms.drop_neutral, attention_idioms.cache_apart),
     (layout_idioms.swap_by_reshape,),
     (layout_idioms.merge_transposes, weight_idioms.linear, weight_idioms.embedding, norm_idioms.standard_norms),
-    (weight_idioms.bias, norm_idioms.layer_norm, norm_idioms.rms_norm),
+    (weight_idioms.bias, norm_idioms.layer_norm, norm_idioms.folded_layer_norm, norm_idioms.rms_norm),
     (norm_idioms.rms_norm_weight, norm_idioms.layer_norm_weight),
     (norm_idioms.layer_norm_weight, weight_idioms.linear_without_reshapes, norm_idioms.gelu, norm_idioms.silu),
+    (attention_idioms.heads_apart,),
     (attention_idioms.attention,),
     (layout_idioms.merge_transposes,),
     (attention_idioms.grouped_queries, layout_idioms.one_chunk_for_halves),
@@ -70,8 +71,10 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     cast_tables(program)
     encode(program)
     stored = list(dict.fromkeys(v.parameter for v in program.values() if v.parameter is not None and v.known is None))
-    outputs = [tensor.name for tensor in model.outputs]
-    return Converted(program, stored, outputs, _report(stored, names, assumed, lacking) | {"moved": moved})
+    stored = [*(each for each in stored if each not in moved), *(each for each in moved if each in stored)]
+    report = _report(stored, names, assumed, lacking)
+    report["moved"] = [f"{each.path}: {name}" for each, name in moved.items() if each in stored]
+    return Converted(program, stored, [tensor.name for tensor in model.outputs], report)
 
 
 def graph_metadata(model: Model) -> dict[str, str]:

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from graphclone.analysis import analyse
 from graphclone.model import Model
 from graphclone.pytorch.parameters import Stored
-from graphclone.pytorch.program import Op, Program
+from graphclone.pytorch.program import Op, Program, in_order_of_use
 
 NUMBER = re.compile(r"(\d+)")
 
 
-def nest(program: Program, model: Model) -> list[str]:
-    """Move what only one block reads into a module of that block; return a line for each tensor moved.
+def nest(program: Program, model: Model) -> dict[Stored, str]:
+    """Move what only one block reads into a module of that block; return what was moved, in order, and its old name.
 
-    Names stay the graph's own, but for the numbers that only tell blocks apart. Where any name has an index of its own
-    (`h.0.attn`), the exporter kept the modules and nothing is moved.
+    Names stay the graph's own, but for the numbers that only tell blocks apart. Where names count modules (`h.0.attn`,
+    `h.1.attn`), the exporter kept them and nothing is moved.
     """
     values = [value for value in program.values() if value.parameter is not None and value.known is None]
     stored = list(dict.fromkeys(value.parameter for value in values))
-    if any(part.isdigit() for each in stored if each.trainable for part in each.path.split(".")):
-        return []
+    if _counts_modules([each.path.split(".") for each in stored if each.trainable]):
+        return {}
     labels = _labels(program, model)
     users = program.users()
     members: dict[tuple[str, int], list[Stored]] = {}
@@ -29,17 +29,30 @@ def nest(program: Program, model: Model) -> list[str]:
         label = found.pop() if len(found) == 1 else None
         if label is not None and not each.aliases:
             members.setdefault(label, []).append(each)
-    notes = []
+    moved: dict[Stored, str] = {}
     for prefix in dict.fromkeys(prefix for prefix, _ in members):
         blocks = {index: members[stack, index] for stack, index in sorted(members) if stack == prefix}
         if len(blocks) < 2:
             continue
+        for index, block in blocks.items():
+            order = _order_of_use([op for op in program.ops if labels[op] == (prefix, index)])
+            block.sort(key=order.index)
         aligned = align([[each.path for each in block] for block in blocks.values()])
         for (index, block), names in zip(blocks.items(), aligned, strict=True):
             for each, name in zip(block, names, strict=True):
-                notes.append(f"{prefix}blocks.{index}.{name}: {each.path}")
+                moved[each] = each.path
                 each.path = f"{prefix}blocks.{index}.{name}"
-    return notes
+    return moved
+
+
+def _counts_modules(paths: list[list[str]]) -> bool:
+    """Tell whether names hold two indices in one place."""
+    indices: dict[tuple[str, ...], str] = {}
+    for path in paths:
+        for place, part in enumerate(path):
+            if part.isdigit() and indices.setdefault(tuple(path[:place]), part) != part:
+                return True
+    return False
 
 
 def _labels(program: Program, model: Model) -> dict[Op, tuple[str, int] | None]:
@@ -64,6 +77,16 @@ def _labels(program: Program, model: Model) -> dict[Op, tuple[str, int] | None]:
     return labels
 
 
+def _order_of_use(ops: list[Op]) -> list[Stored]:
+    """Return the stored tensors of a block as its last results lead to them, in whatever order the file has its nodes."""
+    found: dict[Stored, None] = {}
+    for op in in_order_of_use(ops):
+        for each in op.inputs:
+            if each is not None and each.parameter is not None and each.known is None:
+                found.setdefault(each.parameter)
+    return list(found)
+
+
 def align(blocks: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return names that are alike in all blocks, where the given ones differ in numbers or come in the same order.
 
@@ -84,13 +107,13 @@ def align(blocks: Sequence[Sequence[str]]) -> list[list[str]]:
 
 def _renumber(groups: list[list[list[str]]], place: int) -> None:
     """Count anew in each block the numbers behind one stem, or leave them out where they only tell the blocks apart."""
-    sets = [sorted({int(parts[place]) for parts in group}) for group in groups]
-    if all(numbers == sets[0] for numbers in sets):
+    sets = [list(dict.fromkeys(parts[place] for parts in group)) for group in groups]
+    if all(set(numbers) == set(sets[0]) for numbers in sets):
         return
     single = all(len(numbers) <= 1 for numbers in sets)
     for group, numbers in zip(groups, sets, strict=True):
         for parts in group:
-            parts[place] = "" if single else str(numbers.index(int(parts[place])))
+            parts[place] = "" if single else str(numbers.index(parts[place]))
 
 
 def _joined(parts: list[str]) -> str:

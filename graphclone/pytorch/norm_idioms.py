@@ -38,37 +38,69 @@ def _root(value: Value) -> Op | None:
     return power if power is not None and is_number(power[1], -0.5) else None
 
 
+def _mean(value: Value | None, *, squared: bool = False) -> Value | None:
+    """Return what a value is the mean of, or the mean of its square, over the last axis, which stays as one."""
+    pooled = made_by(value, "GlobalAveragePool")
+    if pooled is not None:
+        return pooled[0] if pooled[0].rank == 3 else None
+    op = made_by(value, "Mul", "Div")
+    total = value
+    if op is not None:
+        pair = operands(op, lambda each: number(each) is not None) if op.type == "Mul" else (op[1], op[0])
+        if pair is None or number(pair[0]) is None:
+            return None
+        total = pair[1]
+    kept = made_by(total, "Unsqueeze", "Reshape")
+    kind = "ReduceMean" if op is None else "ReduceSumSquare" if squared else "ReduceSum"
+    reduced = made_by(kept[0] if kept is not None else total, kind)
+    if reduced is None or bool(reduced.attribute("keepdims", 1)) == (kept is not None):
+        return None
+    source, axes = reduced[0], reduced.integers(1, "axes")
+    if axes is None or [axis % source.rank for axis in axes] != [source.rank - 1]:
+        return None
+    if tuple(total.dims) != (*source.dims[:-1], 1):
+        return None
+    if op is not None and not is_number(pair[0], 1 / source.dims[-1] if op.type == "Mul" else source.dims[-1]):
+        return None
+    return source
+
+
 def _mean_square(value: Value) -> tuple[Value, float] | None:
     """Return (x, epsilon) of mean(x^2, last axis) + epsilon."""
     total = made_by(value, "Add")
     pair = operands(total, lambda each: number(each) is not None) if total else None
-    mean = made_by(pair[1], "ReduceMean") if pair else None
-    if mean is None or not mean.attribute("keepdims", 1):
+    if pair is None:
         return None
-    axes = mean.integers(1, "axes")
-    if axes is None or [axis % mean[0].rank for axis in axes] != [mean[0].rank - 1]:
-        return None
-    square = _square(mean[0])
+    square = _mean(pair[1], squared=True) if made_by(pair[1], "Mul", "Div") else None
+    if square is None and (mean := _mean(pair[1])) is not None:
+        square = _square(mean)
     return None if square is None else (square, number(pair[0]))
 
 
-def _difference_of_squares(value: Value, mean: Op) -> tuple[Value, float] | None:
-    """Return (x, epsilon) of mean(x^2) - mean(x)^2 + epsilon, the variance kept from below zero or not."""
+def _variance(value: Value) -> tuple[Value, float] | None:
+    """Return (x, epsilon) of the variance of x + epsilon, from its centred values or from its squares."""
+    found = _mean_square(value)
+    if found is None:
+        return _difference_of_squares(value)
+    gap = made_by(found[0], "Sub")
+    return (gap[0], found[1]) if gap is not None and _mean(gap[1]) is gap[0] else None
+
+
+def _difference_of_squares(value: Value) -> tuple[Value, float] | None:
+    """Return (x, epsilon) of mean(x^2) - mean(x)^2 + epsilon, the difference kept from below zero or not."""
     total = made_by(value, "Add")
     pair = operands(total, lambda each: number(each) is not None) if total else None
-    kept = made_by(pair[1], "Max", "Clip", "Relu") if pair else None
+    if pair is None:
+        return None
+    gap, kept = made_by(pair[1], "Sub"), made_by(pair[1], "Max", "Clip", "Relu")
     if kept is not None:
-        low = kept.attribute("min", kept[1]) if kept.type == "Clip" else kept[1]
-        sides = (kept[1], kept[0]) if kept.type == "Max" and number(kept[0]) is not None else (kept[0], low)
-        if (kept.type != "Relu" and not is_number(sides[1], 0.0)) or (kept.type == "Clip" and kept[2] is not None):
+        zeros = [each for each in (*kept.inputs[1:], kept.attribute("min")) if each is not None]
+        if kept.type != "Relu" and (len(zeros) != 1 or not (zeros[0] == 0.0 or is_number(zeros[0], 0.0))):
             return None
-    gap = made_by(sides[0] if kept is not None else pair[1] if pair else None, "Sub")
-    if gap is None or _square(gap[1]) is not mean.output:
-        return None
-    squares = made_by(gap[0], "ReduceMean")
-    if squares is None or _square(squares[0]) is not mean[0] or squares.integers(1, "axes") != mean.integers(1, "axes"):
-        return None
-    return mean[0], number(pair[0])
+        gap = made_by(kept[0], "Sub")
+    squares, mean = (_mean(gap[0]), _square(gap[1])) if gap is not None else (None, None)
+    x = _mean(mean) if mean is not None else None
+    return (x, number(pair[0])) if x is not None and squares is not None and _square(squares) is x else None
 
 
 def _square(value: Value) -> Value | None:
@@ -102,22 +134,52 @@ def layer_norm(op: Op, uses: Uses) -> Result:
     else:
         root, centred = made_by(op[1], "Sqrt"), op[0]
     gap = made_by(centred, "Sub")
-    mean = made_by(gap[1], "ReduceMean") if gap else None
-    if root is None or mean is None or mean[0] is not gap[0]:
+    if root is None or gap is None or _mean(gap[1]) is not gap[0]:
         return None
-    found = _mean_square(root[0])
-    if found is None or found[0] is not centred:
-        found = _difference_of_squares(root[0], mean)
-    if found is None:
-        return None
-    axes = mean.integers(1, "axes")
-    if (
-        axes is None
-        or [axis % mean[0].rank for axis in axes] != [mean[0].rank - 1]
-        or not mean.attribute("keepdims", 1)
-    ):
+    found = _variance(root[0])
+    if found is None or found[0] is not gap[0]:
         return None
     return new_op("LayerNorm", [gap[0], None, None], op.output, op, epsilon=found[1])
+
+
+def folded_layer_norm(op: Op, uses: Uses) -> Result:
+    """x s + (bias - mean(x) s), where s = weight / sqrt(variance(x) + eps): a norm as batch norms are written."""
+    if op.type != "Add" or op.domain:
+        return None
+    for scaled, shift in (op.inputs[:2], op.inputs[1::-1]):
+        product = made_by(scaled, "Mul")
+        for x, scale in (product.inputs[:2], product.inputs[1::-1]) if product is not None else ():
+            pair = operands(made_by(scale, "Mul") or op, lambda each: _root(each) is not None)
+            found = _variance(_root(pair[0])[0]) if pair is not None else None
+            bias = _shift(shift, x, scale)
+            if found is None or found[0] is not x or bias is None or _vector(pair[1], x) is None:
+                continue
+            inputs = [x, _vector(pair[1], x), bias]
+            return new_op("LayerNorm", inputs, op.output, op, epsilon=found[1])
+    return None
+
+
+def _shift(value: Value, x: Value, scale: Value) -> Value | None:
+    """Return the bias of bias - mean(x) scale."""
+    op = made_by(value, "Add", "Sub")
+    if op is None:
+        return None
+    for bias, product in (op.inputs[:2], op.inputs[1::-1]) if op.type == "Add" else (op.inputs[:2],):
+        pair = operands(made_by(product, "Mul") or op, lambda each: each is scale)
+        if pair is None or _vector(bias, x) is None:
+            continue
+        negative = made_by(pair[1], "Neg")
+        mean = pair[1] if op.type == "Sub" else negative[0] if negative is not None else None
+        if _mean(mean) is x:
+            return _vector(bias, x)
+    return None
+
+
+def _vector(value: Value, x: Value) -> Value | None:
+    """Return the parameter along the last axis of x that a value is, whatever axes of one it was given."""
+    op = made_by(value, "Reshape", "Unsqueeze")
+    source = op[0] if op is not None else value
+    return source if is_parameter(source, 1) and value.dims[-1] == source.dims[0] == x.dims[-1] else None
 
 
 def layer_norm_weight(op: Op, uses: Uses) -> Result:

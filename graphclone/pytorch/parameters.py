@@ -112,7 +112,22 @@ def classify(program: Program, model: Model, names: Names) -> None:
                 aliases=aliases,
             )
             part.is_table = not trainable
+            if trainable and not names.torch:
+                _without_units(part, users.get(value, []))
     _spread_tables(program)
+
+
+BROADCASTING = ("Add", "Sub", "Mul", "Div")
+
+
+def _without_units(value: Value, reading: list[Op]) -> None:
+    """Store (1, 1, n), which a converter made of a vector to broadcast it, as the vector."""
+    if value.rank < 2 or any(size != 1 for size in value.dims[:-1]):
+        return
+    for op in reading:
+        if op.type not in BROADCASTING or op.domain or any(v is not value and v.rank < value.rank for v in op.inputs):
+            return
+    value.parameter.lead, value.dims = value.rank - 1, value.dims[-1:]
 
 
 def _drop_made_up(program: Program, names: Names) -> None:

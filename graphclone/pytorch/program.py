@@ -169,6 +169,25 @@ class Program:
                 yield each
 
 
+def in_order_of_use(ops: list[Op]) -> list[Op]:
+    """Return operators as the results that none of them reads lead to them: inputs first, in the order they are read.
+
+    Equal graphs give equal orders, whatever order their files have.
+    """
+    inside = set(ops)
+    read = {each.op for op in ops for each in op.inputs if each is not None}
+    done: dict[Op, None] = {}
+    pending = [op for op in reversed(ops) if op not in read]
+    while pending:
+        op = pending[-1]
+        missing = [v.op for v in op.inputs if v is not None and v.op in inside and v.op not in done]
+        if missing:
+            pending.append(missing[0])
+        else:
+            done.setdefault(pending.pop())
+    return list(done)
+
+
 def _forget_unread(op: Op, alive: set[Value]) -> None:
     """Drop the results of an If that nothing reads, and what its branches compute for them."""
     count = len(op.outputs)

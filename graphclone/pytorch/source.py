@@ -198,7 +198,7 @@ class SourceWriter:
 
     def layer_text(self, op: Op, inside: Node) -> str | None:
         node = self.tree.module(op)
-        if node is None:
+        if node is None or node.path[: len(inside.path)] != inside.path:
             return None
         path = node.path[len(inside.path) :]
         return "self." + reach(path)

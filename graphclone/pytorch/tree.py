@@ -63,6 +63,9 @@ class Tree:
         for each in stored:
             for number, path in enumerate(dict.fromkeys([each.path, *each.aliases])):
                 self._place(each, path, first=number == 0)
+        for node in self.root.walk():
+            if all(name.isdigit() for name in node.children):
+                node.children = {name: node.children[name] for name in sorted(node.children, key=int)}
         self._find_layers(program)
 
     def _place(self, stored: Stored, path: str, first: bool) -> None:

@@ -110,6 +110,16 @@ def test_grouped_queries_stay_grouped():
         assert "enable_gqa=True" in to_torch(model_of("llama", route)).source
 
 
+@pytest.mark.parametrize(("family", "route"), [("bloom", "dynamo18"), ("bloom", "legacy17"), ("deberta_v2", "legacy17")])
+def test_merged_heads_and_float_biases_are_attention_too(family, route):
+    """ALiBi and disentangled biases are masks; batch and heads that products merge come apart."""
+    module, feeds = to_torch(model_of(family, route)), zoo.feeds(family, 3, 9, padded=True)
+    assert "F.scaled_dot_product_attention(" in module.source and "softmax" not in module.source
+    names = [value.name for value in model_of(family, route).inputs]
+    given, want = module(*tensors(feeds, names)), expected(family, route, feeds)[0]
+    assert np.abs(given.detach().numpy() - want).max() <= 1e-5 * np.abs(want).max()
+
+
 def test_copies_pickles_and_state_dicts_round_trip():
     module = to_torch(model_of("llama", "dynamo18"))
     feeds = tensors(zoo.feeds("llama", 2, 5), ["input_ids", "attention_mask"])
