@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import survey_page
+import survey_torch
 import torch
 import zoo
 from zoo.export import BATCH_OF_ONE, FAILURES, MODULES, ROUTES
@@ -90,6 +91,7 @@ def _judged(row: str) -> dict:
     report = verify(model, analysis=analysis)
     figures = [check.figure for check in report.checks if check.figure is not None]
     found["verify"] = {"ok": report.ok, "worst": max(figures, default=0.0), "failed": [str(c) for c in report.failed]}
+    found["torch"] = survey_torch.judge(model, analysis, LARGEST.get(loss_of(route), TOLERANCE))
     if route:
         found["missing"] = [name for name in zoo.dimensions(family) if not _meant(name, family, analysis)]
         found |= _of_zoo(model, analysis, family, route)
@@ -318,9 +320,11 @@ def _summary(worst: dict[str, float], kinds: dict[str, str], tolerance: float = 
 
 
 def known(cache: Path) -> dict[str, dict]:
-    """Return the cached rows; of several of one name the last counts."""
-    lines = cache.read_text().splitlines() if cache.exists() else []
-    return {row["row"]: row for row in map(json.loads, lines)}
+    """Return the cached rows; of several of one name the last counts, and one without a date adds to what there is."""
+    found: dict[str, dict] = {}
+    for row in map(json.loads, cache.read_text().splitlines() if cache.exists() else []):
+        found[row["row"]] = row if "date" in row else found.get(row["row"], {}) | row
+    return {name: row for name, row in found.items() if "date" in row}
 
 
 def main() -> None:
@@ -336,7 +340,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.merge:
         with cache.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in known(given.merge).values())
+            file.write(given.merge.read_text())
     done = known(cache)
     for row in rows() if not (given.page or given.merge) else ():
         asked = not given.patterns or any(fnmatch.fnmatch(row, pattern) for pattern in given.patterns)

@@ -18,21 +18,25 @@ Outputs = dict[str, np.ndarray]
 TOLERANCE = 1e-5
 
 
-def judge(model: Model, analysis: Analysis) -> dict:
+def judge(model: Model, analysis: Analysis, tolerance: float = TOLERANCE) -> dict:
     """Return the worst relative difference from onnxruntime over two sizes of batch and sequence, and what fails.
 
     What fails: outputs that are off, Parameters whose gradient is no number or missing at both sizes, source that
     computes something else than the module.
     """
     try:
-        module = to_torch(model)
-    except GraphcloneError as error:
-        return {"worst": None, "bad": [f"to_torch: {' '.join(str(error).split())[:200]}"]}
+        return _judged(model, analysis, tolerance)
+    except (GraphcloneError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        return {"worst": None, "bad": [f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"]}
+
+
+def _judged(model: Model, analysis: Analysis, tolerance: float) -> dict:
+    module = to_torch(model)
     names = [tensor.name for tensor in model.outputs]
     _, probes, wanted = first_run(model, analysis)
     given = [outputs_of(module, model, feeds) for feeds in probes]
     worst = max(difference(dict(zip(names, got, strict=True)), want) for got, want in zip(given, wanted, strict=True))
-    bad = [] if worst <= TOLERANCE else [f"outputs differ by {worst:.1e}"]
+    bad = [] if worst <= tolerance else [f"outputs differ by {worst:.1e}"]
     bad += gradients(module, model, probes)
     bad += standalone(module, model, probes, given)
     return {"worst": worst, "bad": bad, "parameters": len(list(module.parameters()))}
@@ -61,7 +65,7 @@ def gradients(module: torch.nn.Module, model: Model, probes: list[Outputs]) -> l
             sum((each * torch.randn(each.shape, generator=generator)).sum() for each in outputs).backward()
     parameters = dict(module.named_parameters())
     missing = [name for name, parameter in parameters.items() if parameter.grad is None]
-    infinite = [name for name, parameter in parameters.items() if name not in missing and not parameter.grad.isfinite().all()]
+    infinite = [name for name, each in parameters.items() if name not in missing and not each.grad.isfinite().all()]
     bad = [f"no gradient for {len(missing)} parameters, first {missing[0]}"] if missing else []
     return bad + ([f"gradients of {len(infinite)} parameters are no numbers, first {infinite[0]}"] if infinite else [])
 
