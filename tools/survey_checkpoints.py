@@ -118,7 +118,8 @@ def _fitting(analysis: Analysis, kind: str, multiples: bool) -> dict[str, int] |
         for d in dims:
             own = [size for size in linked if d.size % size == 0]
             inner = d.role == "ffn" and d.name.rpartition(".")[2] in ("ffn", "cross_ffn")
-            if own and (multiples if inner else d.role == "free" or d.size in linked and d.role in ("hidden", "ffn")):
+            alike = d.role == "free" or (d.size in linked and d.role in ("hidden", "ffn"))
+            if own and (multiples if inner else alike):
                 counts[d.name] = d.size // linked[0] * base
     for d in dims:
         key = analysis.dimension(d.name.replace("v_head_dim", "head_dim")) if d.role == "v_head_dim" else None
@@ -292,8 +293,8 @@ def page(rows: list[dict]) -> str:
     counts = {state: sum(case[2] == state for case in cases) for state in ("holds", "refused", "WRONG")}
     parts = [INTRODUCTION.format(date=rows[-1]["date"], versions=found)]
     parts.append(
-        f"{len(rows)} of {len(zoo.FAMILIES) * len(ROUTES)} rows are judged here, {len(cases)} cuts: {counts['holds']} hold, {counts['refused']} are refused, "
-        f"{counts['WRONG']} are wrong.\n"
+        f"{len(rows)} of {len(zoo.FAMILIES) * len(ROUTES)} rows are judged here, {len(cases)} cuts: "
+        f"{counts['holds']} hold, {counts['refused']} are refused, {counts['WRONG']} are wrong.\n"
     )
     parts += ["| architecture | route | widths | blocks | both |", "| --- | --- | --- | ---: | ---: |"]
     parts += [_line(row) for row in rows]
