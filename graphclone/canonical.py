@@ -9,16 +9,20 @@ SUM = 3
 
 
 def name_fused_sums(graph: gs.Graph) -> None:
-    """Name the sum of every node that adds and normalises at once, where the graph reads such sums anywhere.
+    """Name the sum of the nodes that add and normalise at once, where the sum is a state of the residual stream.
 
-    In a pre-norm network each of these nodes gives on its sum as the residual stream; the last one's sum is computed but
-    unnamed, and it is the exit of the last block.
+    It is in a pre-norm network: the last block's sum is computed but unnamed, whether the other blocks are fused (the
+    graph then reads their sums) or not (what is added is then no norm's output, as it is in a post-norm network).
     """
     nodes = [node for scope in walk(graph) for node in scope.nodes if node.op in FUSED_SUMS]
-    if not any(len(node.outputs) > SUM and node.outputs[SUM].name for node in nodes):
-        return
-    for node in nodes:
+    read = any(len(node.outputs) > SUM and node.outputs[SUM].name for node in nodes)
+    for node in nodes if read else [node for node in nodes if not _adds_a_norm(node)]:
         while len(node.outputs) < SUM:
             node.outputs.append(gs.Variable.empty())
         if len(node.outputs) == SUM:
             node.outputs.append(gs.Variable(f"{node.outputs[0].name}_sum", node.outputs[0].dtype))
+
+
+def _adds_a_norm(node: gs.Node) -> bool:
+    producers = [tensor.inputs[0] for tensor in node.inputs[:2] if tensor.inputs]
+    return any("Normalization" in producer.op for producer in producers)

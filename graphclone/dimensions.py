@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Axis, find, first_lock, is_fill, is_static, is_unit, leaves
-from graphclone.axes.contractions import Contraction, contraction_of, is_weight
+from graphclone.axes.contractions import BLOCKWISE, Contraction, contraction_of, is_weight
 from graphclone.axes.typed import AxisTyping, TypedNode
 from graphclone.blocks import Block, Stack, stream_axes
-from graphclone.dtypes import is_float
 from graphclone.flow import ATTENTION_OPS, attention_nodes
-from graphclone.weights import weight_of
 
 ORDER = ("hidden", "heads", "kv_heads", "queries_per_kv", "head_dim", "v_head_dim", "experts", "ffn", "vocab", "free")
 
@@ -341,7 +339,7 @@ class _Namer:
             kind = "unknown"
         elif node.op.type.startswith("Conv") and slot == 1:
             kind = "kernel"
-        elif not is_float(weight_of(node.op.node.inputs[slot]).onnx_dtype):
+        elif node.op.type in BLOCKWISE:
             kind = "packing"
         else:
             kind = "positions"

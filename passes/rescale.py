@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis
 from graphclone.axes.axis import find
-from graphclone.axes.contractions import contraction_of
+from graphclone.axes.contractions import BLOCKWISE, contraction_of
 from graphclone.calibration.statistics import Statistics
 from graphclone.errors import InputError
 from graphclone.model import Model
@@ -57,7 +57,7 @@ def paper_factors(analysis: Analysis, cut: Cut, parent: Model) -> dict[str, floa
         contraction = contraction_of(node) if node.constrains and node.text else None
         if contraction is None or contraction.weight is None:
             continue
-        name = _scalable(node.op.node.inputs[contraction.weight])
+        name = _scalable(node.op.node, contraction.weight)
         if name is None or name in tied or name in factors:
             continue
         before = np.prod([find(axis).size[0] for axis in contraction.contracted])
@@ -67,8 +67,13 @@ def paper_factors(analysis: Analysis, cut: Cut, parent: Model) -> dict[str, floa
     return factors
 
 
-def _scalable(tensor: gs.Tensor) -> str | None:
+def _scalable(node: gs.Node, slot: int) -> str | None:
     """Return the initializer whose scale is the operand's: a quantized weight's is its scale."""
+    if node.op in BLOCKWISE:
+        return node.inputs[slot + 1].name
+    if node.op in ("MatMulInteger", "ConvInteger"):
+        return _scale_behind(node)
+    tensor = node.inputs[slot]
     while not isinstance(tensor, gs.Constant):
         producer = tensor.inputs[0]
         if producer.op == "DequantizeLinear":
@@ -76,6 +81,19 @@ def _scalable(tensor: gs.Tensor) -> str | None:
             return scale.name if isinstance(scale, gs.Constant) else None
         tensor = producer.inputs[0]
     return tensor.name if tensor._values.dtype.kind not in "iub" else None
+
+
+def _scale_behind(node: gs.Node) -> str | None:
+    """Return the weight's scale that a product of whole numbers is multiplied by once it is real: x's times the weight's."""
+    following = node.outputs[0].outputs
+    while len(following) == 1 and following[0].op in ("Cast", "Reshape"):
+        following = following[0].outputs[0].outputs
+    for tensor in following[0].inputs if len(following) == 1 and following[0].op == "Mul" else ():
+        factors = tensor.inputs[0].inputs if tensor.inputs and tensor.inputs[0].op == "Mul" else [tensor]
+        scale = next((factor for factor in factors if isinstance(factor, gs.Constant)), None)
+        if scale is not None:
+            return scale.name
+    return None
 
 
 def _embeddings(analysis: Analysis, parent: Model) -> set[str]:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import survey_page
 import survey_torch
@@ -40,6 +39,7 @@ from graphclone.surgery import apply
 from graphclone.verify import verify
 from graphclone.verify.rounding import unrounded
 from graphclone.verify.running import difference, run
+from graphclone.verify.structure import problem_of
 from graphclone.verify.weights import raised
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,11 +117,8 @@ def _exported(family: str, route: str) -> tuple[Path | None, str]:
 
 def _must_run(path: Path, family: str, route: str) -> None:
     """Raise where what another tool wrote is no valid model, or onnxruntime runs it in no precision."""
-    try:
-        onnx.checker.check_model(onnx.load(path), full_check=True)
-    except onnx.checker.ValidationError as error:
-        if "topologically sorted" not in str(error):  # onnxruntime sorts, and so does the engine
-            raise
+    if problem := problem_of(load(path)):
+        raise ValueError(problem)
     if loss_of(route) in ("", "few"):
         batch = 1 if (family, route) in BATCH_OF_ONE else 2
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -203,7 +200,9 @@ def _widths(family: str, analysis: Analysis) -> dict[str, list[int]]:
     found = {}
     for name, size in zoo.dimensions(family).items():
         meant = _meant(name, family, analysis)
-        if size > 1 and not name.endswith("vocab") and meant and not any(dimension.locked for dimension in meant):
+        values = [analysis.dimension(name.replace("head_dim", "v_head_dim"))] if name.endswith("head_dim") else []
+        fixed = any(dimension is not None and dimension.locked for dimension in (*meant, *values))
+        if size > 1 and not name.endswith("vocab") and meant and not fixed:
             least = 2 if name.endswith("experts") else 1
             found[name] = _in_groups(meant[0], least) or [
                 int(i) for i in zoo.choose(family, name, max(least, int(size * SHARE)))

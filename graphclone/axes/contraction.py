@@ -80,6 +80,38 @@ def transposed_convolution(op: Op) -> Typing | None:
     return Typing(f"b c {fixed}, c m {fixed}, m -> b m {' '.join(outs)}", sizes, fixed=tuple(outs))
 
 
+BLOCK = 16  # channels that onnxruntime stores side by side: 8 or 16, by what the processor has
+
+
+def blocked_convolution(op: Op) -> Typing | None:
+    """com.microsoft.nchwc.Conv, as onnxruntime saves it: whole blocks of output channels lie together in the weight."""
+    channels = op.sizes(1)[0][0]
+    if int(op.attribute("group", 1)) != 1 or op.has(3) or channels % BLOCK:
+        return None
+    plain = convolution(op)
+    data, kernel, _ = plain.text.partition(" -> ")[0].split(", ")
+    blocks, source = kernel.replace("m c", "(m z) c", 1), data
+    fixed = (*plain.fixed, "c") if op.sizes(1)[1][0] % BLOCK else plain.fixed
+    sizes = {**plain.sizes, "m": (channels // BLOCK,), "z": (BLOCK,)}
+    if "c" not in fixed:
+        blocks, source = blocks.replace(" c ", " (c y) ", 1), data.replace("b c", "b (c y)", 1)
+        sizes |= {"c": (op.sizes(1)[1][0] // BLOCK,), "y": (BLOCK,)}
+        fixed = (*fixed, "y")
+    outs = " ".join(plain.fixed)
+    return Typing(f"{source}, {blocks}, (m z) -> b (m z) {outs}", sizes, fixed=(*fixed, "z"))
+
+
+def reorder_output(op: Op) -> Typing:
+    """com.microsoft.nchwc.ReorderOutput: channels in blocks become channels side by side, first or last."""
+    output = "b h w c" if int(op.attribute("channels_last", 0)) else "b c h w"
+    channels = int(op.attribute("channels"))
+    if op.sizes(0)[1] != (channels,) * 2:  # the last block was filled up
+        return Typing(f"b _ h w -> {output}", {"c": (channels,)}, fixed=("c",))
+    return Typing(f"b c h w -> {output}", stores=(Store("channels", "c"),))
+
+
+rule("Conv", blocked_convolution, domain="com.microsoft.nchwc")
+rule("ReorderOutput", reorder_output, domain="com.microsoft.nchwc")
 rule("MatMul", matmul)
 rule("Gemm", gemm)
 rule("Einsum", einsum)

@@ -240,6 +240,8 @@ class _Sweep:
         op.output_values = evaluate(op)
         if op.output_values is not None:
             self.result.values[node.outputs[0].name] = op.output_values
+            for number, tensor in enumerate(node.outputs[1:], 1):
+                self.result.values[tensor.name] = evaluate(op, number)
         if self._is_arithmetic(op):
             return self._arithmetic(op, constrains)
         if op.type == "If" and not op.domain:
@@ -255,7 +257,7 @@ class _Sweep:
         self._apply(op, typing, constrains)
 
     def _is_arithmetic(self, op: Op) -> bool:
-        if op.output_values is None or op.output_count != 1 or op.output_values[0].ndim > 1:
+        if op.output_values is None or op.output_values[0].ndim > 1 or (op.output_count > 1 and op.type != "Split"):
             return False
         if op.type in ("Shape", "Size"):
             return True
@@ -271,10 +273,10 @@ class _Sweep:
 
     def _arithmetic(self, op: Op, constrains: bool) -> None:
         """Shape arithmetic constrains nothing; what Shape reports is kept by surgery."""
-        name = op.node.outputs[0].name
-        self.arithmetic.add(name)
-        sizes = zip(*(value.shape for value in op.output_values))
-        self.result.types[name] = [Axis(tuple(size), lock=op.where) for size in sizes]
+        for tensor in op.node.outputs:
+            self.arithmetic.add(tensor.name)
+            sizes = zip(*(value.shape for value in self.result.values[tensor.name]))
+            self.result.types[tensor.name] = [Axis(tuple(size), lock=op.where) for size in sizes]
         if op.type in ("Shape", "Size"):
             axes = op.axes[0]
             if op.type == "Shape":
@@ -301,7 +303,7 @@ class _Sweep:
             axes = None
             if tensor.name and tensor.shape is not None:
                 axes = [Axis(self._size(s, f"{tensor.name}.{i}"), lock=reason) for i, s in enumerate(tensor.shape)]
-            elif tensor.name and reason.startswith("no axis rule"):
+            elif tensor.name:
                 self.lost[tensor.name] = reason
             self.result.types[tensor.name] = axes
         self.result.nodes.append(TypedNode(op, "", {}, [self.result.types[t.name] for t in op.node.outputs]))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx
@@ -11,11 +12,13 @@ from graphclone.op import Op, Values
 MAX_ELEMENTS = 4096
 
 
-def evaluate(op: Op) -> Values | None:
-    """Return what the node's first output holds in each probe; None where that depends on data or is large."""
+def evaluate(op: Op, output: int = 0) -> Values | None:
+    """Return what an output of the node holds in each probe; None where that depends on data or is large."""
     function = FUNCTIONS.get(op.type) if not op.domain else None
-    if function is None:
+    if function is None or output and op.type != "Split":
         return None
+    if op.type == "Split":
+        function = partial(_split, output=output)
     if op.type in ("Shape", "Size"):
         if not op.axes or op.axes[0] is None:
             return None
@@ -127,11 +130,14 @@ def _scatter_nd(op: Op, data, indices, updates):
     return result
 
 
-def _split_first(op: Op, x, split=None):
+def _split(op: Op, x, sizes=None, output: int = 0):
     axis = int(op.attribute("axis", 0))
-    if split is None:
-        return np.array_split(x, op.output_count, axis)[0]
-    return np.take(x, range(int(split[0])), axis)
+    sizes = op.attribute("split", None) if sizes is None else sizes
+    if sizes is None:
+        part = -(-x.shape[axis] // op.output_count)
+        sizes = [part] * op.output_count
+    start = int(np.sum(np.asarray(sizes[:output], np.int64)))
+    return np.take(x, range(start, min(start + int(sizes[output]), x.shape[axis])), axis)
 
 
 FUNCTIONS: dict[str, Callable] = {
@@ -144,7 +150,7 @@ FUNCTIONS: dict[str, Callable] = {
     "GatherND": lambda op, x, i: x[tuple(np.moveaxis(i, -1, 0))],
     "Concat": lambda op, *xs: np.concatenate(xs, axis=int(op.attribute("axis", 0))),
     "Slice": _slice,
-    "Split": _split_first,
+    "Split": _split,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Reshape": _reshape,

@@ -1,11 +1,12 @@
 """Rows: dimensions that a reader sees as one, `blocks.*.ffn 3072` rather than twelve lines."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from graphclone.axes.axis import describe, find
+from graphclone.axes.axis import describe, find, first_lock, leaves
 from graphclone.blocks import Stack
 from graphclone.cli.terminal import plural, spans
 from graphclone.dimensions import Dimension
@@ -115,6 +116,9 @@ def _others(row: Row) -> str:
 def _structure(row: Row) -> str:
     """Say what an axis with parts asks of a plan."""
     axis = find(row.dimensions[0].axes[0])
+    if axis.kind == "product" and not row.lock and (reason := first_lock(axis)):
+        locked = math.prod(leaf.size[0] for leaf in leaves(axis) if leaf.lock)
+        return f"in whole groups of {locked}, because {reason}"
     if axis.kind != "sum":
         return ""
     parts = [find(part) for part in axis.parts]
