@@ -138,7 +138,7 @@ def copy_part(
     by_name = {name: copies[id(tensor)] for name, tensor in known.items() if name and id(tensor) in copies}
     by_name.update((name, _copy_tensor(known[name])) for name in ends if name not in by_name)
     for name in [name for name in by_name if name in stops and by_name[name].inputs]:
-        by_name[name] = _severed(by_name[name])
+        by_name[name] = _severed(by_name[name], prefix)
     inner = [tensor for scope in walk(copied) for tensor in constants(scope)]
     for tensor in {id(tensor): tensor for tensor in (*by_name.values(), *inner)}.values():
         tensor.name = f"{prefix}{tensor.name}"
@@ -147,10 +147,10 @@ def copy_part(
     return copied.nodes, by_name
 
 
-def _severed(tensor: gs.Tensor) -> gs.Tensor:
+def _severed(tensor: gs.Tensor, prefix: str) -> gs.Tensor:
     """Let the readers of a tensor, which its node computes beside others, read a fresh one of the same name instead."""
     fresh = _copy_tensor(tensor)
-    tensor.name = f"{tensor.name}_computed"
+    tensor.name = f"{prefix}{tensor.name}_computed"
     for reader in list(tensor.outputs):
         for slot, read in enumerate(reader.inputs):
             if read is tensor:

@@ -71,9 +71,13 @@ def test_a_changed_weight_counts_from_the_next_part_on(graph):
 def test_one_of_two_outputs_may_be_held(graph):
     model = graph("""(float[B, 4] x) => (float[B, 2] y) <float[4, 4] a> {
         p = MatMul(x, a) u, v = Split<axis=1, num_outputs=2>(p) y = Add(u, v) }""")
-    stream = Stream("s", model, feeds((2, 4), 1))
-    stream.hold("u")
-    assert np.allclose(value(Joint([stream]), stream, "y")[0], whole(model, stream.feeds[0], "y")[0], atol=1e-6)
+    one, other = (Stream(name, model, feeds((2, 4), 1)) for name in ("one", "other"))
+    for stream in (one, other):
+        stream.hold("u")
+    joint = Joint([one, other])
+    joint.give("sum", joint.op("Add", joint.tensor(one, "y"), joint.tensor(other, "y")))
+    found = run(joint.open(), next(joint.batches()))[0]
+    assert np.allclose(found, 2 * whole(model, one.feeds[0], "y")[0], atol=1e-6)
 
 
 def test_a_branch_takes_what_it_needs_from_outside(graph):
