@@ -160,7 +160,7 @@ def test_a_block_that_the_class_makes_otherwise_is_refused(pretrained, tmp_path)
         write_checkpoint(parent, Plan(blocks={"": (1, 2)}), pretrained("modernbert"), tmp_path / "small")
 
 
-def test_every_second_pair_of_rope_is_another_base(pretrained, tmp_path):
+def test_the_first_pairs_of_rope_are_another_base(pretrained, tmp_path):
     parent = load(zoo.export("qwen2", "legacy17"))
     plan = Plan(keep={"blocks.*.head_dim": (0, 1, 2, 5, 6, 7)})  # the three fastest of five pairs
     assert write_checkpoint(parent, plan, pretrained("qwen2"), tmp_path / "small").difference < 1e-5
