@@ -8,6 +8,7 @@ import numpy as np
 from graphclone.errors import InputError
 from graphclone.pytorch.known import array
 from graphclone.pytorch.parameters import Stored
+from graphclone.pytorch.pieces import cut, join, pieces
 from graphclone.pytorch.program import Program, Value
 from graphclone.pytorch.rewriting import IDIOMS, new_op, new_value
 from graphclone.weights import Weight
@@ -75,7 +76,29 @@ def recover(program: Program, checkpoint: Checkpoint) -> list[str]:
         known = [path for path in (each.path, *each.aliases) if path in tensors]
         if known:
             each.path, each.aliases = known[0], known[1:]
+    _join_and_cut(program, [value for value, each in parts.items() if each.path not in tensors], tensors, free)
     return sorted(free)
+
+
+def _join_and_cut(program: Program, unknown: list[Value], tensors: dict[str, np.ndarray], free: set[str]) -> None:
+    """Take apart what is several tensors of the checkpoint side by side, and put together what is a part of one."""
+    unknown = [value for value in unknown if any(value in op.inputs for op in program.ops)]
+    for value in sorted(unknown, key=lambda value: -value.rank):
+        candidates = {name: tensors[name] for name in sorted(free) if tensors[name].ndim == value.rank}
+        blocks = {name: name.rpartition(".")[0].rpartition(".")[0] for name in candidates}
+        found = pieces(load_stored(value.parameter), candidates, blocks)
+        if found is not None:
+            join(program, value, found, tensors)
+            free -= {name for name, _ in found[1]}
+            unknown.remove(value)
+    own = {value: load_stored(value.parameter) for value in unknown}
+    for name in sorted(free):
+        found = pieces(tensors[name], {value: each for value, each in own.items() if each.ndim == tensors[name].ndim})
+        if found is not None:
+            cut(program, name, tensors[name], found)
+            free.discard(name)
+            for value, _ in found[1]:
+                del own[value]
 
 
 def _turn(program: Program, value: Value, own: np.ndarray, by_shape, tensors, free: set[str]) -> bool:

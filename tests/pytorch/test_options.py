@@ -2,13 +2,16 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 import zoo
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
 import graphclone
 from graphclone.errors import InputError
+from graphclone.model import Model
 from graphclone.pytorch import to_torch
 
 
@@ -87,3 +90,46 @@ def test_a_checkpoint_brings_lost_names_back(family, tmp_path):
         }
     with pytest.raises(InputError, match="no safetensors in"):
         to_torch(anonymous(family), checkpoint=tmp_path / "absent")
+
+
+def test_a_fused_weight_is_the_tensors_of_the_checkpoint():
+    """onnxruntime's optimizer packs queries, keys and values (in, 3 out); the checkpoint has them apart, (out, in)."""
+    random = np.random.default_rng(0)
+    native = {f"h.0.attn.{name}.weight": random.random((6, 6), np.float32) for name in ("q", "k", "v")}
+    native |= {f"h.0.attn.{name}.bias": random.random(6, np.float32) for name in ("q", "k", "v")}
+    packed = np.concatenate([native[f"h.0.attn.{name}.weight"].T for name in "qkv"], axis=1)
+    bias = np.concatenate([native[f"h.0.attn.{name}.bias"] for name in "qkv"])
+    node = helper.make_node("Attention", ["x", "packed", "bias"], ["y"], domain="com.microsoft", num_heads=2)
+    graph = helper.make_graph(
+        [node],
+        "fused",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "s", 6])],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(packed, "packed"), numpy_helper.from_array(bias, "bias")],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = Model.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    module, plain = to_torch(model, checkpoint=native), to_torch(model)
+    assert set(plain.state_dict()) == {"packed", "bias"} and set(module.state_dict()) == set(native)
+    assert all(np.array_equal(module.state_dict()[name].numpy(), value) for name, value in native.items())
+    x = torch.randn(2, 5, 6)
+    assert torch.allclose(module(x), plain(x), atol=1e-6)
+
+
+def test_split_weights_are_one_tensor_of_the_checkpoint():
+    node, info = helper.make_node, helper.make_tensor_value_info
+    weights = {name: np.random.default_rng(number).random((4, 3), np.float32) for number, name in enumerate("qkv")}
+    graph = helper.make_graph(
+        [node("MatMul", ["x", f"val_{name}"], [name]) for name in weights] + [node("Sum", list(weights), ["y"])],
+        "split",
+        [info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(weight, f"val_{name}") for name, weight in weights.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    whole = np.concatenate([weight.T for weight in weights.values()])
+    module = to_torch(Model.from_proto(proto), checkpoint={"attn.qkv.weight": whole, "attn.pooler": whole[:1]})
+    assert list(module.state_dict()) == ["attn.qkv.weight"] and module.report["absent"] == ["attn.pooler"]
+    assert np.array_equal(module.attn.qkv.weight.detach().numpy(), whole)
+    x = np.ones((2, 4), np.float32)
+    assert np.allclose(module(torch.from_numpy(x)).detach(), sum(x @ weight for weight in weights.values()))

@@ -1,0 +1,106 @@
+"""Pieces: graph weights that are several of the checkpoint's tensors side by side, or a part of one."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from graphclone.pytorch.parameters import Stored
+from graphclone.pytorch.program import Op, Program, Value
+from graphclone.pytorch.rewriting import known_value, new_op, new_value
+from graphclone.weights import Weight
+
+Key = TypeVar("Key")
+Pieces = tuple[int, list[tuple[Key, bool]]]
+"""The axis along which pieces make up a whole, and each piece with whether it is transposed first."""
+
+
+def pieces(whole: np.ndarray, parts: Mapping[Key, np.ndarray], near: Mapping[Key, object] | None = None) -> Pieces | None:
+    """Return at least two of the parts that make up the whole side by side, or None.
+
+    near: groups of parts; where several parts have the same values, the one in the group of the piece before counts.
+        Without it, equal parts leave the whole as it is.
+
+    Example:
+        >>> pieces(np.arange(6.0), {"q": np.arange(2.0), "k": np.array([2.0, 3, 4, 5])})
+        (0, [('q', False), ('k', False)])
+    """
+    for axis in range(whole.ndim):
+        found: list[tuple[Key, bool]] = []
+        offset = 0
+        while offset < whole.shape[axis]:
+            rest = whole.take(range(offset, whole.shape[axis]), axis)
+            fitting = [
+                (key, turned)
+                for key, part in parts.items()
+                for turned in ((False, True) if part.ndim == 2 else (False,))
+                if key not in {key for key, _ in found} and _begins(rest, part.T if turned else part, axis, whole)
+            ]
+            if len(fitting) > 1 and near is not None:
+                fitting = [each for each in fitting if not found or near[each[0]] == near[found[-1][0]]][:1]
+            if len(fitting) != 1:
+                break
+            found += fitting
+            key, turned = fitting[0]
+            offset += (parts[key].T if turned else parts[key]).shape[axis]
+        if offset == whole.shape[axis] and len(found) > 1:
+            return axis, found
+    return None
+
+
+def _begins(rest: np.ndarray, part: np.ndarray, axis: int, whole: np.ndarray) -> bool:
+    """Tell whether a piece is the beginning of what is left, and not all of the whole."""
+    if part.ndim != rest.ndim or not 0 < part.shape[axis] <= rest.shape[axis] or part.shape[axis] == whole.shape[axis]:
+        return False
+    start = rest.take(range(part.shape[axis]), axis)
+    return start.shape == part.shape and np.array_equal(start, part.astype(start.dtype))
+
+
+def join(program: Program, value: Value, found: Pieces[str], tensors: Mapping[str, np.ndarray]) -> None:
+    """Store the checkpoint's tensors in the place of the graph's, and join them where they are read."""
+    axis, parts = found
+    reader = next(op for op in program.ops if value in op.inputs)
+    ops: list[Op] = []
+    inputs = []
+    for name, turned in parts:
+        given = stored(name, tensors[name], value)
+        if turned:
+            output = new_value(name, given.dims[::-1], value.dtype)
+            ops.append(new_op("Transpose", [given], output, reader, domain="", perm=[1, 0]))
+            given = output
+        inputs.append(given)
+    joined = new_value(value.name, value.dims, value.dtype)
+    ops.append(new_op("Concat", inputs, joined, reader, domain="", axis=axis))
+    _insert(program, ops, value, joined)
+
+
+def cut(program: Program, name: str, tensor: np.ndarray, found: Pieces[Value]) -> None:
+    """Store the checkpoint's tensor in the place of several of the graph's, and cut it where they are read."""
+    axis, parts = found
+    whole, offset = None, 0
+    for value, turned in parts:
+        reader = next(op for op in program.ops if value in op.inputs)
+        whole = whole or stored(name, tensor, value)
+        dims = value.dims[::-1] if turned else value.dims
+        end = offset + dims[axis]
+        piece = new_value(value.name, dims, value.dtype)
+        bounds = [known_value([offset]), known_value([end]), known_value([axis])]
+        ops = [new_op("Slice", [whole, *bounds], piece, reader, domain="")]
+        if turned:
+            output = new_value(value.name, value.dims, value.dtype)
+            ops.append(new_op("Transpose", [piece], output, reader, domain="", perm=[1, 0]))
+        _insert(program, ops, value, ops[-1].output)
+        offset = end
+
+
+def stored(name: str, tensor: np.ndarray, like: Value) -> Value:
+    """Return a trainable tensor of the checkpoint as a value of the program."""
+    weight = Weight.of(np.ascontiguousarray(tensor.astype(like.weight.dtype)))
+    return Value(name, None, weight, dims=tensor.shape, dtype=like.dtype, parameter=Stored(name, weight, like.dtype, True))
+
+
+def _insert(program: Program, ops: list[Op], old: Value, new: Value) -> None:
+    first = next(number for number, op in enumerate(program.ops) if old in op.inputs)
+    for op in program.ops:
+        op.inputs = [new if each is old else each for each in op.inputs]
+    program.ops[first:first] = ops
