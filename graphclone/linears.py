@@ -139,14 +139,14 @@ def _linear(
         return f"{op.type} is none of {', '.join(PRODUCTS)}"
     if op.type == "Conv" and op.attribute("group", 1) != 1:
         return "a convolution in groups"
-    scaled = any(op.attribute(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+    scaled = op.attribute("alpha", 1.0) != 1.0 or (op.has(2) and op.attribute("beta", 1.0) != 1.0)
     if op.type == "Gemm" and (scaled or op.attribute("transA", 0)):
         return "a Gemm with alpha, beta or transA"
-    tensor = op.node.inputs[contraction.weight]
+    tensor, turned = op.node.inputs[contraction.weight], bool(op.attribute("transB", 0))
     while not isinstance(tensor, gs.Constant):
         if tensor.inputs[0].op != "Transpose" or len(tensor.outputs) > 1:
             return f"its weight comes out of {tensor.inputs[0].op}"
-        tensor = tensor.inputs[0].inputs[0]
+        tensor, turned = tensor.inputs[0].inputs[0], not turned
     if tensor._values.dtype.kind != "f" or contraction.activation != 0:
         return "its weight is no float" if tensor._values.dtype.kind != "f" else "its weight is the first factor"
     uses = [use for use in analysis.typing.uses[tensor.name] if contracting_node(use.node) is op.node]
@@ -160,10 +160,13 @@ def _linear(
         outer = [axis for axis in map(find, outputs) if any(axis is other for other in stored)]
         fits = bool(outer) and _ends_with(op.axes[0], inner) and _ends_with(outputs, outer)
     position = {id(axis): i for i, axis in enumerate((*inner, *outer))}
-    if not fits or len(position) != len(stored) or any(id(axis) not in position for axis in stored):
+    if op.type in ("MatMul", "Gemm") and len(stored) == 2:  # both axes may be one, as from the stream to the stream
+        order = (1, 0) if turned else (0, 1)
+    else:
+        order = tuple(position.get(id(axis), -1) for axis in stored)
+    if not fits or sorted(order) != list(range(len(inner) + len(outer))):
         return "its axes come in another order"
     y, bias = _bias(node, outer, by_input)
-    order = tuple(position[id(axis)] for axis in stored)
     return Linear(
         number, op.where, op.node.inputs[0].name, y, tensor.name, order, tuple(inner), tuple(outer), bias, window=window
     )
