@@ -78,7 +78,9 @@ class Flow:
             if node.op.type in ROUNDING or node.op.type.startswith("QLinear"):
                 found.update(given)
                 before.update(given)
-            elif node.op.type not in REAL_AGAIN and any(name in found for name in self.reads[i]):
+            elif node.op.type in REAL_AGAIN:
+                continue
+            elif any(name in found for name in self.reads[i]):
                 found.update(given)
                 before.update(given if any(name in before for name in self.reads[i]) else ())
             elif node.op.type in REARRANGING and _reads_few_bits(node):

@@ -14,7 +14,7 @@ import fnmatch
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +152,8 @@ def _of_zoo(model: Model, analysis: Analysis, family: str, route: str) -> dict:
 
     def judged(cases: list[tuple[str, str, dict]]) -> dict[str, float]:
         outputs = functools.partial(wanted, family, batch, rounded)
-        return _figures(model, analysis, feeds, [(*case, functools.partial(outputs, *case)) for case in cases])
+        pairs = [(*case, functools.partial(outputs, *case)) for case in cases]
+        return _figures(model, analysis, feeds, pairs, _untied(family, analysis))
 
     worst, tolerance = judged(cases), TOLERANCE
     if rounded:
@@ -200,8 +201,8 @@ def _widths(family: str, analysis: Analysis) -> dict[str, list[int]]:
     found = {}
     for name, size in zoo.dimensions(family).items():
         meant = _meant(name, family, analysis)
-        values = [analysis.dimension(name.replace("head_dim", "v_head_dim"))] if name.endswith("head_dim") else []
-        fixed = any(dimension is not None and dimension.locked for dimension in (*meant, *values))
+        values = _meant(name.replace("head_dim", "v_head_dim"), family, analysis) if name.endswith("head_dim") else []
+        fixed = any(dimension.locked for dimension in (*meant, *values))
         if size > 1 and not name.endswith("vocab") and meant and not fixed:
             least = 2 if name.endswith("experts") else 1
             found[name] = _in_groups(meant[0], least) or [
@@ -273,13 +274,17 @@ def _of_fixture(model: Model, analysis: Analysis, row: str) -> dict:
     return _summary(worst, {label: kind for label, kind, *_ in cases})
 
 
-def _figures(model: Model, analysis: Analysis, feeds: list[dict], cases: list[tuple]) -> dict[str, float | str]:
+def _figures(
+    model: Model, analysis: Analysis, feeds: list[dict], cases: list[tuple], untied: Sequence[str] = ()
+) -> dict[str, float | str]:
     """Return, by case, how far the child is from the framework's own model; infinity where either cannot be made."""
     names = [tensor.name for tensor in model.outputs]
     worst = {}
     for label, _, cut, outputs in cases:
         try:
-            child = apply(model, Plan.from_json(_with_untied(cut, analysis)), analysis)
+            keep = dict(cut.get("keep") or {})
+            keep |= {name: keep["hidden"] for name in untied if "hidden" in keep}
+            child = apply(model, Plan.from_json({**cut, "keep": keep}), analysis)
             results = run(unrounded(raised(child)), feeds)
             pairs = zip(results, outputs(), strict=True)
             worst[label] = max(difference(got, dict(zip(names, want, strict=True))) for got, want in pairs)
@@ -289,18 +294,14 @@ def _figures(model: Model, analysis: Analysis, feeds: list[dict], cases: list[tu
     return worst
 
 
-def _with_untied(cut: dict, analysis: Analysis) -> dict:
-    """Return a cut of the framework's hidden width, which a tied head shares, for a graph where the head is untied.
+def _untied(family: str, analysis: Analysis) -> list[str]:
+    """Name the widths that are hidden in the framework and another width here: what lies before an untied head.
 
-    An export that rounds a matrix once for the look-up and once for the logits has two; what lies before the second one
-    is then a width of its own.
+    An export that rounds a matrix once for the look-up and once for the logits has two where the framework shares one.
     """
-    keep = dict(cut.get("keep") or {})
-    sizes = {d.name: d.size for d in analysis.dimensions if d.name.startswith("head_") and not d.locked}
-    for name, size in sizes.items():
-        if "hidden" in keep and name not in keep and size == analysis.dimension("hidden").size and len(sizes) == 1:
-            keep[name] = keep["hidden"]
-    return {**cut, "keep": keep}
+    hidden, known = analysis.dimension("hidden"), zoo.dimensions(family)
+    left = [d for d in analysis.dimensions if d.name.startswith("head_") and not d.locked and d.name not in known]
+    return [d.name for d in left if hidden is not None and d.size == hidden.size]
 
 
 def _summary(worst: dict[str, float], kinds: dict[str, str], tolerance: float = TOLERANCE) -> dict:

@@ -1,0 +1,126 @@
+"""Exports that other tools rounded, simplified or fused: the oracles and the framework's own smaller model judge each.
+
+Few rows run each time, the others with --long; `tools/coverage` judges all of them, and more families.
+"""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import importlib.util  # noqa: E402
+
+import survey  # noqa: E402
+from zoo.variants import VARIANTS  # noqa: E402
+
+from graphclone.analysis import analyse  # noqa: E402
+from graphclone.plan import Plan  # noqa: E402
+from graphclone.surgery import apply  # noqa: E402
+from graphclone.verify import verify  # noqa: E402
+from graphclone.verify.rounding import rounds, unrounded  # noqa: E402
+from graphclone.verify.running import difference, run  # noqa: E402
+
+QUICK = (
+    ("gpt2", "fp16"), ("bert", "qdq_channel"), ("llama", "dynamic8"), ("llama", "int4"), ("vit", "ort_all"), ("bert", "eager_mha"),
+)  # fmt: skip
+FAMILIES = ("gpt2", "llama", "bert", "vit")
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("family", "route"),
+    [*QUICK]
+    + [
+        pytest.param(family, route, marks=pytest.mark.long)
+        for route in VARIANTS
+        for family in FAMILIES
+        if (family, route) not in QUICK
+    ],
+)
+def test_a_variant_is_cut_like_the_framework_itself(family, route):
+    if VARIANTS[route].needs and importlib.util.find_spec(VARIANTS[route].needs) is None:
+        pytest.skip(f"{VARIANTS[route].needs} is not installed")
+    found = survey.judge(f"{family}:{route}")
+    if "unmade" in found:
+        pytest.skip(found["unmade"])
+    assert "stopped" not in found
+    assert found["unknown"] == []
+    assert found["verify"]["ok"], found["verify"]["failed"]
+    assert found["native"]["bad"] == {} and found["native"]["held"] >= 2
+    assert found["blocks"]["bad"] == {} and found["blocks"]["held"] >= 4
+
+
+BLOCKWISE = """(float[B, 64] x) => (float[B, 64] y) <uint8[48, 4, 8] w, float[48, 4] s, uint8[64, 3, 8] v, float[64, 3] t> {
+    h = com.microsoft.MatMulNBits <K = 64, N = 48, bits = 4, block_size = 16> (x, w, s)
+    y = com.microsoft.MatMulNBits <K = 48, N = 64, bits = 4, block_size = 16> (h, v, t)
+}"""
+
+
+def test_what_shares_a_scale_stays_together(graph):
+    model = graph(BLOCKWISE)
+    analysis = analyse(model)
+    inner = next(d for d in analysis.dimensions if d.size == 3 and not d.locked)  # blocks of 16
+    child = apply(model, Plan(keep={inner.name: (0, 2)}), analysis)
+    assert [child.weights[name].shape for name in ("w", "s", "v", "t")] == [(32, 4, 8), (32, 4), (64, 2, 8), (64, 2)]
+    assert [node.attrs[key] for node in child.graph.nodes for key in ("K", "N")] == [64, 32, 32, 64]
+    rows = np.r_[0:16, 32:48]
+    assert (child.weights["w"].load() == model.weights["w"].load()[rows]).all()
+    locked = {d.locked for d in analysis.dimensions if d.size == 16}
+    assert locked and locked <= {f"com.microsoft.MatMulNBits node 'MatMulNBits_{i}' fixes it" for i in (0, 1)}
+
+
+ROUNDED = """(float[B, 12] x) => (float[B, 7] y) <float[12, 9] w, float[9, 7] v, float s = {0.05}, uint8 z = {128}> {
+    h = MatMul(x, w)
+    q = QuantizeLinear(h, s, z)
+    d = DequantizeLinear(q, s, z)
+    y = MatMul(d, v)
+}"""
+
+
+def test_unrounded_activations_are_what_they_were_before_rounding(graph):
+    model = graph(ROUNDED)
+    feeds = {"x": np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32)}
+    weights = {name: weight.load() for name, weight in model.weights.items()}
+    wanted = {"y": feeds["x"] @ weights["w"] @ weights["v"]}
+    assert rounds(model) and not rounds(unrounded(model))
+    assert difference(run(unrounded(model), [feeds])[0], wanted) < 1e-6
+    assert difference(run(model, [feeds])[0], wanted) > 1e-4
+
+
+def test_verify_does_not_take_a_flipped_step_for_a_mistake(graph):
+    for seed in range(5):
+        model = graph(ROUNDED.replace("[12, 9]", "[12, 300]").replace("[9, 7]", "[300, 7]"), seed=seed)
+        report = verify(model, seed=seed)
+        assert report.ok, str(report)
+        assert "activations not rounded" in str(report)
+
+
+SPLIT_SIZES = """(float[B, S, 15] x) => (float[B, S, 3, 5] y) <int64 batch = {0}, int64[2] heads = {3, 5}> {
+    sizes = Shape(x)
+    first, second, third = Split <axis = 0, num_outputs = 3> (sizes)
+    to = Concat <axis = 0> (first, second, heads)
+    y = Reshape(x, to)
+}"""
+
+
+def test_sizes_may_be_read_by_a_split(graph):
+    model = graph(SPLIT_SIZES)
+    analysis = analyse(model)
+    assert [len(list(analysis.typing.types["y"])), analysis.typing.unknown] == [4, []]
+    assert verify(model, analysis=analysis).ok
+
+
+def test_sizes_that_depend_on_data_are_said_where_they_arise(graph):
+    model = graph(
+        """(float[B, 12] x, int64[2] to) => (float[B, 14] y) <float[12, 14] w> {
+            unknown = Reshape(x, to)
+            same = Relu(unknown)
+            y = MatMul(same, w)
+        }"""
+    )
+    analysis = analyse(model)
+    assert {leaf.lock for axis in analysis.typing.uses["w"][0].axes for leaf in [axis]} == {
+        "Reshape node 'Reshape_0' has sizes that depend on data"
+    }
