@@ -8,7 +8,7 @@ import numpy as np
 from graphclone.errors import InputError
 from graphclone.pytorch.known import array
 from graphclone.pytorch.parameters import Stored
-from graphclone.pytorch.pieces import cut, join, pieces
+from graphclone.pytorch.pieces import cut, join, pieces, spread
 from graphclone.pytorch.program import Program, Value
 from graphclone.pytorch.rewriting import IDIOMS, new_op, new_value
 from graphclone.weights import Weight
@@ -83,6 +83,14 @@ def recover(program: Program, checkpoint: Checkpoint) -> list[str]:
 def _join_and_cut(program: Program, unknown: list[Value], tensors: dict[str, np.ndarray], free: set[str]) -> None:
     """Take apart what is several tensors of the checkpoint side by side, and put together what is a part of one."""
     unknown = [value for value in unknown if any(value in op.inputs for op in program.ops)]
+    for value in list(unknown):
+        own, scope = np.squeeze(load_stored(value.parameter)), value.parameter.path.rpartition(".")[0]
+        same = [name for name in sorted(free) if np.array_equal(np.squeeze(tensors[name]), own)]
+        same = [name for name in same if name.rpartition(".")[0] == scope] or same
+        if len(same) == 1 and tensors[same[0]].ndim != value.rank:
+            spread(program, value, same[0], tensors[same[0]])
+            free.discard(same[0])
+            unknown.remove(value)
     for value in sorted(unknown, key=lambda value: -value.rank):
         candidates = {name: tensors[name] for name in sorted(free) if tensors[name].ndim == value.rank}
         blocks = {name: name.rpartition(".")[0].rpartition(".")[0] for name in candidates}

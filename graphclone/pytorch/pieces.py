@@ -7,7 +7,7 @@ import numpy as np
 
 from graphclone.pytorch.parameters import Stored
 from graphclone.pytorch.program import Op, Program, Value
-from graphclone.pytorch.rewriting import known_value, new_op, new_value
+from graphclone.pytorch.rewriting import known_value, new_op, new_value, reshape
 from graphclone.weights import Weight
 
 Key = TypeVar("Key")
@@ -91,6 +91,13 @@ def cut(program: Program, name: str, tensor: np.ndarray, found: Pieces[Value]) -
             ops.append(new_op("Transpose", [piece], output, reader, domain="", perm=[1, 0]))
         _insert(program, ops, value, ops[-1].output)
         offset = end
+
+
+def spread(program: Program, value: Value, name: str, tensor: np.ndarray) -> None:
+    """Store the checkpoint's tensor in the place of the graph's, which has the same numbers under other axes of one."""
+    reader = next(op for op in program.ops if value in op.inputs)
+    op = reshape(stored(name, tensor, value), value.dims, reader)
+    _insert(program, [op], value, op.output)
 
 
 def stored(name: str, tensor: np.ndarray, like: Value) -> Value:

@@ -133,3 +133,12 @@ def test_split_weights_are_one_tensor_of_the_checkpoint():
     assert np.array_equal(module.attn.qkv.weight.detach().numpy(), whole)
     x = np.ones((2, 4), np.float32)
     assert np.allclose(module(torch.from_numpy(x)).detach(), sum(x @ weight for weight in weights.values()))
+
+
+def test_axes_of_one_do_not_hide_a_tensor_of_the_checkpoint():
+    model = model_of("mamba", "legacy17")
+    native = zoo.family("mamba").build().state_dict()
+    module, plain = to_torch(model, checkpoint=native), to_torch(model)
+    assert torch.equal(module.backbone.layers[0].mixer.D, native["backbone.layers.0.mixer.D"])
+    feeds = [torch.from_numpy(each) for each in zoo.feeds("mamba", 2, 7).values()]
+    assert torch.equal(module(*feeds), plain(*feeds))
