@@ -3,7 +3,6 @@
 import importlib.util
 import sys
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,7 +69,7 @@ def gradients(module: torch.nn.Module, model: Model, probes: list[Outputs]) -> l
     return bad + ([f"gradients of {len(infinite)} parameters are no numbers, first {infinite[0]}"] if infinite else [])
 
 
-def standalone(module: torch.nn.Module, model: Model, probes: list[Outputs], given: list[list[np.ndarray]]) -> list[str]:
+def standalone(module: torch.nn.Module, model: Model, probes: list[Outputs], given: list) -> list[str]:
     """Write the source and the weights, load them, and return how they differ from the module."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_torch(model, folder) / "model.py"

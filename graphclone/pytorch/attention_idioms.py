@@ -173,7 +173,7 @@ def heads_apart(op: Op, uses: Uses) -> Result:
 
 
 def _lifted(value: Value, batch, heads, like: Op, uses: Uses, output: Value | None = None) -> list[Op] | None:
-    """Return operators that compute a (b h, m, n) value as (b, h, m, n), all the way from matrices with heads merged."""
+    """Return operators that compute a (b h, m, n) value as (b, h, m, n), from the matrices with heads merged on."""
     dims = (batch, heads, *value.dims[1:])
     output = output or new_value(value.name, dims, value.dtype)
     op = made_by(value, "MatMul", "Add", "Mul", "Div", "GatherElements", "Transpose")

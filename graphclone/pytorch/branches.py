@@ -108,7 +108,8 @@ class Choice(Item):
             writer.lines.append(word)
             writer.lines += [f"    {line}" for line in inner.lines]
             for name, value in zip(kept, results, strict=True):
-                writer.lines.extend(f"    {line}" for line in wrap(f"{name} = {inner.text(value, self.op)}", inner.width))
+                text = f"{name} = {inner.text(value, self.op)}"
+                writer.lines.extend(f"    {line}" for line in wrap(text, inner.width))
         for name, output in zip(kept, self.makes(), strict=True):
             writer.names[output] = name
             writer.taken.add(name)

@@ -36,8 +36,10 @@ STAGES = (
 
 @dataclass
 class Converted:
-    """A program ready to be written: `stored` lists its tensors in order of use, `outputs` the graph's names of its results,
-    `report` what is doubtful."""
+    """A program ready to be written.
+
+    `stored` lists its tensors in order of use, `outputs` the graph's names of its results, `report` what is doubtful.
+    """
 
     program: Program
     stored: list[Stored]

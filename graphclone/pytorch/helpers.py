@@ -68,7 +68,7 @@ def cached_attention(q, k, v, past, mask, causal, scale):
 
 
 def grouped_attention(q, k, v, past_k, past_v, places, total, bias, scale, window, softcap):
-    """Attend causally behind a cache; return the context (batch, queries, hidden) and the keys and values of the new cache.
+    """Attend causally behind a cache; return the context (batch, queries, hidden), keys and values of the new cache.
 
     q, k, v are (batch, heads, sequence, head_dim); `places` (batch, sequence) are where each row's new entries go, the
     cache then has `total` places or as many as it had; a query sees `window` keys back, None for all.
@@ -91,7 +91,7 @@ def grouped_attention(q, k, v, past_k, past_v, places, total, bias, scale, windo
 
 
 def cache_places(last, count):
-    """Return the places (batch, count) of each row's new entries, which end at its last place, or begin at the first."""
+    """Return the places (batch, count) of each row's new entries: they end at its last place, or begin at the first."""
     return (last + 1 - count).clamp(min=0)[:, None] + torch.arange(count, device=last.device)
 
 

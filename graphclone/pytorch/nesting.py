@@ -56,7 +56,7 @@ def _counts_modules(paths: list[list[str]]) -> bool:
 
 
 def _labels(program: Program, model: Model) -> dict[Op, tuple[str, int] | None]:
-    """Return the stack and the block that each operator is in, or that alone reads the weight it makes; None outside."""
+    """Return the stack and block that each operator is in, or that alone reads the weight it makes; None outside."""
     analysis = analyse(model)
     blocks: dict[str, tuple[str, int]] = {}
     for stack in analysis.stacks:
@@ -78,7 +78,7 @@ def _labels(program: Program, model: Model) -> dict[Op, tuple[str, int] | None]:
 
 
 def _order_of_use(ops: list[Op]) -> list[Stored]:
-    """Return the stored tensors of a block as its last results lead to them, in whatever order the file has its nodes."""
+    """Return the stored tensors of a block as its results lead to them, in whatever order the file has its nodes."""
     found: dict[Stored, None] = {}
     for op in in_order_of_use(ops):
         for each in op.inputs:
@@ -91,8 +91,8 @@ def align(blocks: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return names that are alike in all blocks, where the given ones differ in numbers or come in the same order.
 
     Example:
-        >>> align([["layer_0/q", "layer_0/dense_3", "layer_0/dense_4"], ["layer_1/q", "layer_1/dense_5", "layer_1/dense_6"]])
-        [['layer_q', 'layer_dense_0', 'layer_dense_1'], ['layer_q', 'layer_dense_0', 'layer_dense_1']]
+        >>> align([["layer_0/q", "layer_0/dense_3"], ["layer_1/q", "layer_1/dense_5"]])
+        [['layer_q', 'layer_dense'], ['layer_q', 'layer_dense']]
     """
     pieces = [[NUMBER.split(name) for name in names] for names in blocks]
     depth = max((len(parts) for block in pieces for parts in block), default=0)

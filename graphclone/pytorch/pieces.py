@@ -15,7 +15,9 @@ Pieces = tuple[int, list[tuple[Key, bool]]]
 """The axis along which pieces make up a whole, and each piece with whether it is transposed first."""
 
 
-def pieces(whole: np.ndarray, parts: Mapping[Key, np.ndarray], near: Mapping[Key, object] | None = None) -> Pieces | None:
+def pieces(
+    whole: np.ndarray, parts: Mapping[Key, np.ndarray], near: Mapping[Key, object] | None = None
+) -> Pieces | None:
     """Return at least two of the parts that make up the whole side by side, or None.
 
     near: groups of parts; where several parts have the same values, the one in the group of the piece before counts.
@@ -103,7 +105,8 @@ def spread(program: Program, value: Value, name: str, tensor: np.ndarray) -> Non
 def stored(name: str, tensor: np.ndarray, like: Value) -> Value:
     """Return a trainable tensor of the checkpoint as a value of the program."""
     weight = Weight.of(np.ascontiguousarray(tensor.astype(like.weight.dtype)))
-    return Value(name, None, weight, dims=tensor.shape, dtype=like.dtype, parameter=Stored(name, weight, like.dtype, True))
+    parameter = Stored(name, weight, like.dtype, True)
+    return Value(name, None, weight, dims=tensor.shape, dtype=like.dtype, parameter=parameter)
 
 
 def _insert(program: Program, ops: list[Op], old: Value, new: Value) -> None:

@@ -190,7 +190,7 @@ class _Probe:
                 output.is_table = all(each is None or each.is_table for each in op.inputs)
 
     def _choose(self, op: Op) -> None:
-        """Keep one branch of an If where the sizes decide, else give its results the sizes that both branches agree on."""
+        """Keep one branch of an If where sizes decide, else give its results the sizes that both branches agree on."""
         count = len(op.outputs)
         if op[0].known is not None:
             number = 0 if op[0].scalar else 1

@@ -63,7 +63,7 @@ def unforeseen(probes: int) -> list[int]:
 
 
 def either(first: list[tuple[int, ...]], second: list[tuple[int, ...]]) -> list[tuple[int, ...]] | None:
-    """Return the shape in each probe of what is one of two, None where the ranks differ; an axis in doubt is unforeseen."""
+    """Return the shape in each probe of what is one of two, None where ranks differ; an axis in doubt is unforeseen."""
     if len(first[0]) != len(second[0]):
         return None
     pairs = zip(zip(*first, strict=True), zip(*second, strict=True), strict=True)

@@ -110,7 +110,9 @@ def test_grouped_queries_stay_grouped():
         assert "enable_gqa=True" in to_torch(model_of("llama", route)).source
 
 
-@pytest.mark.parametrize(("family", "route"), [("bloom", "dynamo18"), ("bloom", "legacy17"), ("deberta_v2", "legacy17")])
+@pytest.mark.parametrize(
+    ("family", "route"), [("bloom", "dynamo18"), ("bloom", "legacy17"), ("deberta_v2", "legacy17")]
+)
 def test_merged_heads_and_float_biases_are_attention_too(family, route):
     """ALiBi and disentangled biases are masks; batch and heads that products merge come apart."""
     module, feeds = to_torch(model_of(family, route)), zoo.feeds(family, 3, 9, padded=True)
