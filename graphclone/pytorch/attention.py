@@ -251,8 +251,10 @@ def group_query_attention(op: Op) -> Code | tuple:
     if op[1] is None:
         size = op[0].dims[-1] // (heads + 2 * kv_heads)
         ends = (heads * size, (heads + kv_heads) * size, (heads + 2 * kv_heads) * size)
-        parts = [Code("{}[..., {}:{}]", op[0], end - width, end) for end, width in zip(
-            ends, (heads * size, kv_heads * size, kv_heads * size), strict=True)]
+        parts = [
+            Code("{}[..., {}:{}]", op[0], end - width, end)
+            for end, width in zip(ends, (heads * size, kv_heads * size, kv_heads * size), strict=True)
+        ]
     q, k, v = (split_heads(part, count) for part, count in zip(parts, (heads, kv_heads, kv_heads), strict=True))
     places = Code("cache_places({}, {})", op[5], length)
     if op.attribute("do_rotary", 0):
