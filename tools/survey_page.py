@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 import onnxruntime
+from zoo.variants import VARIANTS
 
 ROUTES = {
     "dynamo18": "`torch.onnx.export(dynamo=True)`, opset 18",
@@ -19,6 +20,12 @@ ROUTES = {
     "jax": "Flax (linen, nnx) through jax2onnx",
     "paddle": "PaddlePaddle through paddle2onnx",
 }
+ROUTES |= {
+    "dynamo18_fp16": "dynamo, opset 18, of a module in fp16",
+    "dynamo18_bf16": "dynamo, opset 18, of a module in bf16",
+    "legacy17_fp16": "legacy, opset 17, of a module in fp16",
+    "legacy17_bf16": "legacy, opset 17, of a module in bf16",
+} | {route: variant.title for route, variant in VARIANTS.items()}
 ORDER = ("hidden", "heads", "kv_heads", "queries_per_kv", "head_dim", "v_head_dim", "ffn", "experts", "vocab", "free")
 INTRODUCTION = """# Coverage
 
@@ -36,6 +43,10 @@ What the engine makes of each architecture by each route it reaches ONNX on: gen
 
 * **torch**: the worst relative difference between `to_torch` and onnxruntime at two sizes of batch and sequence; at most
   1e-5 passes, if all Parameters get finite gradients and the standalone source computes the same.
+
+Where a route rounds numbers, the framework's model takes the weights that the file holds, and activations are not rounded
+on either side; what else the file rounds (scales, tables) sets the uncut model apart from it, and a child may be four times
+as far as that.
 
 optimum's files carry no smaller models of the framework: there, verify is the judge.
 """
