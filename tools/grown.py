@@ -48,7 +48,7 @@ the permutation, zero and half-cut oracles; every width that a graph was grown w
 figure is {worst:.0e}, where at most 1e-5 passes. {amplified} of the graphs amplify rounding beyond that: one unit in
 the last place of each weight moves their outputs by up to {largest:.0e}, and the oracles are off by at most {units}
 times as much as each moves.
-{refused} more graphs are not counted, because onnxruntime refuses them as they were grown.
+Graphs that onnxruntime refuses as they were grown, not counted here: {refused}.
 
 | operator | graphs |
 | --- | ---: |
@@ -193,7 +193,7 @@ def page(tally: Tally, count: int) -> str:
         amplified=len(tally.amplified) or "None",
         units=UNITS,
         largest=max(tally.amplified, default=0.0),
-        refused=tally.refused or "No",
+        refused=tally.refused,
         table="\n".join(f"| `{name}` | {number} |" for name, number in sorted(tally.operators.items())),
     )
 
