@@ -58,8 +58,8 @@ class Loop(Item):
 
     def write_calls(self, writer: FunctionWriter) -> None:
         path = reach(self.stack.node.path)
-        for number, block in enumerate(self.stack.blocks):
-            targets = []
+        for block in self.stack.blocks:
+            targets, number = [], block.node.name
             for _ in block.outputs:
                 name = local("x", {*writer.taken, *targets})
                 targets.append(name)

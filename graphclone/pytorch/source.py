@@ -49,6 +49,7 @@ class SourceWriter:
         self.regions = regions(self.program)
         self.stacks = find_stacks(self.program, self.tree)
         self.at = {stack.node: stack for stack in self.stacks}
+        self.blocks = {block.node: (stack, block) for stack in self.stacks for block in stack.blocks}
         self.classes: dict[tuple, str] = {}
         self.variables: dict[tuple, list[int]] = {}
         self.names: set[str] = {"Model", "Group", "Conv1D"}
@@ -182,8 +183,11 @@ class SourceWriter:
         return [piece for line in lines for piece in _wrapped(line)]
 
     def stack_text(self, node: Node) -> str | None:
+        """Return the expression that makes a block, or all blocks of a stack that are numbered without gaps."""
+        if node in self.blocks:
+            return self.make_block(*self.blocks[node])
         stack = self.at.get(node)
-        if stack is None or node.tensors or [int(name) for name in node.children] != list(range(len(stack.blocks))):
+        if stack is None or node.tensors or list(node.children) != [str(i) for i in range(len(stack.blocks))]:
             return None
         calls = [self.make_block(stack, block) for block in stack.blocks]
         if len(set(calls)) == 1:

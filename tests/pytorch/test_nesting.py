@@ -51,3 +51,28 @@ def test_blocks_are_modules_of_one_class_in_a_loop(row, tmp_path):
 )
 def test_names_keep_all_but_the_numbers_that_tell_blocks_apart(names, aligned):
     assert align(names) == [aligned, aligned]
+
+
+class Feeding(torch.nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(width)
+        self.up, self.down = torch.nn.Linear(width, hidden), torch.nn.Linear(hidden, width)
+
+    def forward(self, x):
+        return x + self.down(torch.nn.functional.gelu(self.up(self.norm(x))))
+
+
+@pytest.mark.parametrize("names", [("0", "2", "5"), ("0", "1", "last")])
+def test_blocks_may_be_numbered_with_gaps_and_stand_beside_named_modules(names, tmp_path):
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleDict({name: torch.nn.LayerNorm(8) if name == "last" else Feeding(8, 12) for name in names})
+    holder = torch.nn.Module()
+    holder.layers = layers
+    holder.forward = lambda x: [x := layer(x) for layer in layers.values()][-1]
+    x = torch.randn(3, 5, 8)
+    torch.onnx.export(holder, (x,), str(tmp_path / "gaps.onnx"), dynamo=True, verbose=False)
+    module = to_torch(graphclone.load(tmp_path / "gaps.onnx"))
+    assert module.state_dict().keys() == holder.state_dict().keys()
+    assert len({type(module.get_submodule(f"layers.{name}")) for name in names if name.isdigit()}) == 1
+    assert torch.allclose(module(x), holder(x), rtol=1e-5, atol=1e-6)
