@@ -65,7 +65,7 @@ class Defaults:
 
 RECIPES = {
     "paper": Defaults("mean_abs", "middle", "paper"),
-    "best": Defaults("output_aware", "uniform", "none", "rotate{skip=true},refit"),
+    "best": Defaults("obs", "uniform", "none", "rotate{skip=true},refit"),
 }
 """paper: arXiv 2312.09299. best: what wins tools/bench_convergence, see docs/methods.md; it runs models on the samples."""
 

@@ -59,7 +59,7 @@ def command(
     """Cut MODEL to target sizes, keeping its most important weights (arXiv 2312.09299).
 
     V is a size N, or stack=N,stack=N, or [n0,n1,..] with one entry per kept block. Metrics: mean_abs, l2, variance,
-    output_aware, first, uniform, random; for blocks: middle, relative_magnitude, block_influence, uniform, first.
+    output_aware, obs, first, uniform, random; for blocks: middle, relative_magnitude, block_influence, uniform, first.
     Samples (--data) or statistics (--stats) are needed where a metric measures activations. The recipe best also rotates
     the residual stream where the graph allows it, and refits the linear operators by least squares.
     """
