@@ -18,7 +18,8 @@ from graphclone.verify.bench import Bench
 from graphclone.verify.inputs import candidates
 from graphclone.verify.running import difference, first_run
 from graphclone.verify.structure import problem_of
-from graphclone.verify.weights import perturbed, raised
+from graphclone.precision import raised
+from graphclone.verify.weights import perturbed
 from graphclone.weights import Weight
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -40,7 +40,7 @@ from graphclone.verify import verify
 from graphclone.verify.rounding import unrounded
 from graphclone.verify.running import difference, run
 from graphclone.verify.structure import problem_of
-from graphclone.verify.weights import raised
+from graphclone.precision import raised
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"

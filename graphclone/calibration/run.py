@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from graphclone.calibration.data import Batches, Data, open_data
 from graphclone.calibration.masks import chosen_masks
 from graphclone.calibration.meter import Meter, Question, digest
-from graphclone.calibration.session import resolve_provider
+from graphclone.calibration.session import resolve_provider, runnable
 from graphclone.calibration.statistics import Statistics
 from graphclone.calibration.taps import Moment, Span, Tap
 from graphclone.errors import InputError
@@ -50,7 +50,8 @@ def measure(
         _distinct(taps), _distinct(spans), _distinct(moments), provider=resolve_provider(provider), threads=threads
     )
     _check_names(question.spans)
-    source = open_data(batches, model)
+    running = runnable(model, question.provider)
+    source = open_data(batches, running)
     store = _Checkpoint(Path(checkpoint) if checkpoint is not None else None, every)
     empty = Statistics(model.fingerprint, question.provider)
     total = store.load(model)
@@ -67,7 +68,7 @@ def measure(
                 if meter is None:
                     store.check(total, skipped)
                     masks = chosen_masks(model, mask, batch.feeds)
-                    meter = Meter(model, replace(question, masks=masks), batch, empty.parent)
+                    meter = Meter(running, replace(question, masks=masks), batch, empty.parent)
                 counted = meter.read(batch)
                 total = total.merge(counted) if total else counted
                 store.save(total)

@@ -13,6 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from graphclone.errors import InputError
 from graphclone.exporter import fill
 from graphclone.model import Model
+from graphclone.precision import is_low, raised
 from graphclone.weights import Weight
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
@@ -100,6 +101,17 @@ def open_session(
         raise InputError(f"onnxruntime cannot run {describe(model)}: {first_line(error)}") from error
     session.graphclone_weights = arrays  # onnxruntime reads these arrays in place, so they live as long as it does
     return session
+
+
+def runnable(model: Model, provider: str = "cpu") -> Model:
+    """Return the model, or a copy in fp32 where it computes in 16 bits that onnxruntime has no kernels for."""
+    if not is_low(model):
+        return model
+    try:
+        open_session(model, provider=provider)
+    except InputError:
+        return raised(model)
+    return model
 
 
 def describe(model: Model) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from graphclone.analysis import Analysis, analyse
+from graphclone.calibration.session import runnable
 from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.native import has_native_constants
 from graphclone.plan import Plan, resolve
+from graphclone.precision import is_low, raised
 from graphclone.surgery import apply
 from graphclone.verify import oracles
 from graphclone.verify.bench import Bench
@@ -18,7 +20,6 @@ from graphclone.verify.inputs import Feeds
 from graphclone.verify.report import Check, Report
 from graphclone.verify.running import TOLERANCE, first_run, run
 from graphclone.verify.structure import problem_of
-from graphclone.verify.weights import is_low, raised
 
 PROBES = 2
 
@@ -62,7 +63,7 @@ def _judge_child(child: Model, parent: Model, plan: Plan, probes: list[Feeds], s
     folded = apply(parent, plan, analysis, native_constants=True) if has_native_constants(child) else again
     return [
         _timed("slices", lambda: _slices(child, folded)),
-        _timed("outputs", lambda: _same_outputs(child, again, probes)),
+        _timed("outputs", lambda: _same_outputs(runnable(child), runnable(again), probes)),
         _timed("plan", lambda: _planned(parent, plan, analysis, seed)),
     ]
 

@@ -4,7 +4,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 
-import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
@@ -14,13 +13,13 @@ from graphclone.axes.typed import AxisTyping
 from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.plan import Cut
+from graphclone.precision import raised
 from graphclone.sources import Source
 from graphclone.weights import Weight, repeated_axes, weight_of
 
 SPREAD = 0.1
 LARGEST = 1e4  # masks and sentinels beyond it stay as they are
 HELD_BYTES = 1 << 30
-LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 SIZES_AS_FLOATS = {"Resize": (1, 2), "Upsample": (1,)}
 
 
@@ -45,32 +44,6 @@ def perturbed(model: Model, seed: int = 0) -> Model:
         room -= weight.nbytes
         constant._values = Weight(_Scattered(weight, (seed, zlib.crc32(constant.name.encode())), held=room > 0))
     return copy
-
-
-def raised(model: Model) -> Model:
-    """Return a copy in which fp16 and bf16 are fp32: weights, inputs, casts and fills."""
-    copy = model.copy()
-    for constant in _constants(copy):
-        weight = weight_of(constant)
-        if weight.onnx_dtype in LOW:
-            constant._values = Weight(_Raised(weight))
-    for graph in walk(copy.graph):
-        for node in graph.nodes:
-            for name in ("to", "dtype"):
-                if name in node.attrs and _is_low(node.attrs[name]):
-                    node.attrs[name] = TensorProto.FLOAT
-            value = node.attrs.get("value")
-            if isinstance(value, gs.Constant) and weight_of(value).onnx_dtype in LOW:
-                node.attrs["value"] = gs.Constant(value.name, Weight(_Raised(weight_of(value))))
-        for tensor in (*graph.inputs, *graph.outputs, *(t for node in graph.nodes for t in node.outputs)):
-            if not isinstance(tensor, gs.Constant) and tensor.dtype is not None and _is_low(tensor.dtype):
-                tensor.dtype = np.float32
-    return copy
-
-
-def is_low(model: Model) -> bool:
-    """Tell whether a model computes in fp16 or bf16."""
-    return any(weight.onnx_dtype in LOW for weight in model.weights.values())
 
 
 def zeroed(parent: Model, copy: Model, typing: AxisTyping, cut: Cut) -> Model:
@@ -131,18 +104,6 @@ class _Scattered(Source):
         drawn = drawn * (np.abs(values) + np.float32(scale))
         drawn = (drawn + values).astype(values.dtype)
         return np.abs(drawn) if values.min() >= 0 else drawn
-
-    def packed(self) -> bytes:
-        return self.array().tobytes()
-
-
-class _Raised(Source):
-    def __init__(self, weight: Weight):
-        super().__init__(weight.shape, TensorProto.FLOAT)
-        self.weight = weight
-
-    def array(self) -> np.ndarray:
-        return self.weight.load().astype(np.float32)
 
     def packed(self) -> bytes:
         return self.array().tobytes()
@@ -210,12 +171,3 @@ def _constants(model: Model) -> list[gs.Constant]:
         for tensors in (*(node.inputs for node in graph.nodes), graph.outputs):
             found.update({id(tensor): tensor for tensor in tensors if isinstance(tensor, gs.Constant)})
     return list(found.values())
-
-
-def _is_low(dtype: object) -> bool:
-    if isinstance(dtype, int):
-        return dtype in LOW
-    try:
-        return np.dtype(dtype) in (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-    except TypeError:
-        return False

@@ -49,7 +49,7 @@ def attention(graph):
 
     def build(b="batch", s="length", t="float", infos=True, opset=20):
         sizes = {"b": b, "s": s, "t": t}
-        to = {"float": 1, "float16": 10}[t]
+        to = {"float": 1, "float16": 10, "bfloat16": 16}[t]
         text = ATTENTION.format(**sizes, to=to, infos=INFOS.format(**sizes) if infos else "")
         return graph(text, opset)
 

@@ -5,8 +5,10 @@ import pytest
 
 from graphclone.calibration.data import open_data
 from graphclone.calibration.run import measure
+from graphclone.calibration.session import open_session
 from graphclone.calibration.taps import Moment, Span, Tap
 from graphclone.errors import InputError
+from graphclone.precision import raised
 
 SPANS = [Span("attention", "x0", "x1"), Span("ffn", "x1", "x2"), Span("block", "x0", "x2")]
 
@@ -84,6 +86,16 @@ def test_fp16_is_reduced_in_fp32(attention, samples, activations):
     check_tap(stats, "x0", x0)
     check_tap(stats, "hidden", hidden)
     check_span(stats, "attention", x0, x1, 1e-3)
+
+
+def test_bf16_that_onnxruntime_has_no_kernels_for_is_measured_in_fp32(attention, samples, activations):
+    model = attention(t="bfloat16")
+    with pytest.raises(InputError, match="NOT_IMPLEMENTED"):
+        open_session(model)
+    stats = quiet(model, samples, [Tap("hidden")])
+    assert stats.parent == model.fingerprint
+    (hidden,) = activations(raised(model), samples, "hidden")
+    check_tap(stats, "hidden", hidden[samples["mask"].astype(bool)])
 
 
 def test_squares_beyond_fp16_are_fine(graph):
