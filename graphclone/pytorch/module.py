@@ -101,8 +101,7 @@ def to_tensor(stored: Stored) -> torch.Tensor:
     kind = VIEWS.get(array.dtype)
     if kind is not None:
         array = array.view(kind[0])
-    if not array.flags.writeable:
-        array = array.copy()
-    tensor = torch.from_numpy(array)
-    tensor = tensor if kind is None else tensor.view(kind[1])
-    return tensor.t().contiguous() if stored.transposed else tensor
+    array = array.T if stored.transposed else array
+    tensor = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype)
+    tensor.numpy()[...] = array  # into torch's own memory, which begins at a multiple of 64 bytes: kernels read it faster
+    return tensor if kind is None else tensor.view(kind[1])
