@@ -1,6 +1,15 @@
 """A graph as a trainable torch.nn.Module, and as readable source that imports torch alone."""
 
-from graphclone.pytorch import attention, branches, contraction, elementwise, indexing, reduction, structure  # noqa: F401
+from graphclone.pytorch import (  # noqa: F401
+    attention,
+    branches,
+    contraction,
+    elementwise,
+    indexing,
+    quantization,
+    reduction,
+    structure,
+)
 from graphclone.pytorch.code import Code
 from graphclone.pytorch.module import to_torch
 from graphclone.pytorch.program import Unsupported

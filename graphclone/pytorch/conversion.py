@@ -14,6 +14,7 @@ from graphclone.pytorch.nesting import nest
 from graphclone.pytorch.parameters import Stored, classify, numbers
 from graphclone.pytorch.probing import probe
 from graphclone.pytorch.program import Op, Program, Value, read
+from graphclone.pytorch.quantization import fold_quantized
 from graphclone.pytorch.registry import RULES, rule
 from graphclone.pytorch.rewriting import Result, Uses, new_op, new_value, rewrite
 
@@ -54,6 +55,7 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     Raises: InputError that lists all operators without a rule.
     """
     program = read(model)
+    fold_quantized(program)
     names = Names(model, program, graph_metadata(model))
     numbers(program, names)
     probe(program, model.inputs)

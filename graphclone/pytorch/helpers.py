@@ -98,3 +98,20 @@ def cache_places(last, count):
 def causal_mask(queries, keys, device):
     """Return True where a query may see a key; the last query sees all keys."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def quantize(x, scale, zero_point, low, high):
+    """Return the integers between low and high, as floats, that x stands for; gradients pass as if none was rounded."""
+    steps = (x / scale).clamp(low - zero_point, high - zero_point)
+    return torch.round(steps).detach() + zero_point + (steps - steps.detach())
+
+
+def quantize_dynamically(x):
+    """Return x as integers from 0 to 255, held as floats, their scale and zero point, which its range gives."""
+    low, high = x.detach().amin().clamp(max=0), x.detach().amax().clamp(min=0)
+    scale = (high - low) / 255
+    scale = torch.where(scale == 0, 1.0, scale)
+    zero_point = torch.round((-low / scale).clamp(0, 255))
+    steps = x / scale
+    whole = (torch.round(steps.detach()) + zero_point).clamp(0, 255)
+    return whole + (steps - steps.detach()), scale, zero_point

@@ -1,0 +1,258 @@
+"""Numbers of few bits as floats: stored ones become trainable tensors, activations are rounded with gradients intact.
+
+A quantized activation is a float tensor that holds integers, so that gradients pass through all that is between
+QuantizeLinear and DequantizeLinear.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from onnx import TensorProto
+
+from graphclone.dtypes import bits, is_float
+from graphclone.pytorch.code import DEVICE, Code
+from graphclone.pytorch.known import LARGEST, known_constant
+from graphclone.pytorch.program import Op, Program, Unsupported, Value
+from graphclone.pytorch.registry import rule
+from graphclone.pytorch.rewriting import Result, Uses, new_op, new_value, rewrite
+from graphclone.weights import Weight
+
+DOMAINS = ("", "com.microsoft")
+PICKING = ("Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
+"""Operators that move entries of their first input, and could as well behind a DequantizeLinear of one scale."""
+
+
+def fold_quantized(program: Program) -> None:
+    """Let stored tensors of few bits be the floats they stand for, before tensors are named."""
+    made: dict[tuple, Value] = {}
+
+    def fold(op: Op, uses: Uses) -> Result:
+        function = FOLDS.get(op.type) if op.domain in DOMAINS else None
+        return None if function is None else function(op, made)
+
+    rewrite(program, fold)
+
+
+Made = dict[tuple, Value]
+"""Floats by what they are made of, so that a shared tensor stays one."""
+
+
+def _floats(made: Made, key: Sequence, compute: Callable[[], np.ndarray]) -> Value:
+    key = tuple(key)
+    if key not in made:
+        made[key] = Value(key[0].name, weight=Weight.of(compute()))
+    return made[key]
+
+
+def _are_stored(*values: Value | None) -> bool:
+    return all(value is not None and value.weight is not None for value in values)
+
+
+def _load(value: Value | None) -> np.ndarray | None:
+    return None if value is None else value.weight.load()
+
+
+def _fold_dequantize(op: Op, made: Made) -> Result:
+    """A stored tensor, or entries that are picked from one, are floats; else take the zero point as one."""
+    if not _are_stored(op[1], op[2] or op[1]):
+        return None
+    picked = op[0].op
+    if picked is not None and (picked.domain or picked.type not in PICKING or op[1].weight.size != 1):
+        picked = None
+    source = op[0] if picked is None else picked[0]
+    if not _are_stored(source):
+        return _fold_quantize(op, made)
+    axis, block = op.axis(1), int(op.attribute("block_size", 0))
+    parts = (source, op[1], op[2])
+    floats = _floats(made, (*parts, axis, block), lambda: dequantize(*map(_load, parts), axis, block))
+    if picked is None:
+        return floats
+    return new_op(picked.type, [floats, *picked.inputs[1:]], op.output, picked, "", **picked.attributes)
+
+
+def _fold_quantize(op: Op, made: Made) -> Result:
+    """Note the range of the integers, and let scale and zero point be numbers."""
+    if not _are_stored(op[1], op[2] or op[1]):
+        return None
+    kind = int(op.attribute("output_dtype", 0)) or TensorProto.UINT8
+    if op.type == "QuantizeLinear":
+        kind = op[2].weight.onnx_dtype if op[2] is not None else kind
+        if is_float(kind):
+            return None
+        unsigned, count = TensorProto.DataType.Name(kind).startswith("U"), 2 ** bits(kind)
+        op.attributes["range"] = (0, count - 1) if unsigned else (-count // 2, count // 2 - 1)
+    for slot in range(1, len(op.inputs)):
+        if op[slot] is not None:
+            op.inputs[slot] = _number(op[slot], made)
+    return None
+
+
+def _number(value: Value, made: Made) -> Value:
+    """Return a stored scale or zero point as floats, written into the source where they are few."""
+    data = _load(value).astype(np.float32)
+    floats = _floats(made, (value,), lambda: data)
+    if data.size <= LARGEST:
+        data = data.reshape(()) if data.size == 1 else data
+        floats.weight, floats.dtype, floats.dims, floats.is_table = None, torch.float32, data.shape, True
+        known_constant(floats, data, torch.float32)
+    return floats
+
+
+def _fold_blockwise_matmul(op: Op, made: Made) -> Result:
+    """Rows of blocks, packed into bytes, are a float matrix (N, K)."""
+    if not _are_stored(op[1], op[2], op[3] or op[2]) or op[4] is not None:
+        return None
+    weight = _floats(made, op.inputs[1:4], lambda: _rows_of_blocks(op))
+    turned, product = new_value(op.output.name, (), None), new_value(op.output.name, (), None)
+    last = op.output if op[5] is None else product
+    ops = [
+        new_op("Transpose", [weight], turned, op, domain="", perm=[1, 0]),
+        new_op("MatMul", [op[0], turned], last, op, domain=""),
+    ]
+    return ops if op[5] is None else [*ops, new_op("Add", [product, op[5]], op.output, op, domain="")]
+
+
+def _fold_blockwise_gather(op: Op, made: Made) -> Result:
+    if not _are_stored(op[0], op[2], op[3] or op[2]):
+        return None
+    table = _floats(made, (op[0], op[2], op[3]), lambda: _table_of_blocks(op))
+    return new_op("Gather", [table, op[1]], op.output, op, domain="", axis=op.axis(0, "gather_axis"))
+
+
+def _fold_integer_matmul(op: Op, made: Made) -> Result:
+    """A stored operand is floats in units of its scale, which the graph multiplies by later."""
+    if not _are_stored(op[1], op[3] or op[1]):
+        return None
+    one = np.float32(1)
+    weight = _floats(made, (op[1], op[3]), lambda: dequantize(_load(op[1]), one, _load(op[3]), -1))
+    op.inputs = [op[0], weight, op[2]]
+    return None
+
+
+FOLDS = {
+    "DequantizeLinear": _fold_dequantize,
+    "QuantizeLinear": _fold_quantize,
+    "MatMulNBits": _fold_blockwise_matmul,
+    "GatherBlockQuantized": _fold_blockwise_gather,
+    "MatMulInteger": _fold_integer_matmul,
+}
+
+
+def dequantize(data, scale, zero, axis: int, block: int = 0) -> np.ndarray:
+    """Return (data - zero) * scale in the type of the scale; scale and zero are single, along `axis`, or per block.
+
+    Example:
+        >>> dequantize(np.array([[1, 2], [3, 4]], np.uint8), np.float32([1, 10]), np.uint8([0, 1]), axis=0)
+        array([[ 1.,  2.],
+               [20., 30.]], dtype=float32)
+    """
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        if values.size == 1:
+            return values.reshape(())
+        if values.ndim == 1 and data.ndim > 1 and not block:
+            return values.reshape([-1 if place == axis % data.ndim else 1 for place in range(data.ndim)])
+        if block:
+            values = np.repeat(values, block, axis).take(np.arange(data.shape[axis]), axis)
+        return values
+
+    whole = data.astype(np.float64)
+    if zero is not None:
+        whole = whole - spread(zero.astype(np.float64))
+    return (whole.astype(np.float32) * spread(scale.astype(np.float32))).astype(scale.dtype)
+
+
+def _unpacked(data: np.ndarray, count: int) -> np.ndarray:
+    """Return numbers of `count` bits, the lowest of each byte first, along the last axis."""
+    parts = data.view(np.uint8)[..., None] >> np.arange(0, 8, count, dtype=np.uint8) & (2**count - 1)
+    return parts.reshape(*data.shape[:-1], -1)
+
+
+def _rows_of_blocks(op: Op) -> np.ndarray:
+    """Return the (N, K) matrix of a MatMulNBits; blocks without a zero point count from the middle."""
+    count, block = int(op.attribute("bits", 4)), int(op.attribute("block_size"))
+    data, scale, zero = (_load(each) for each in (op[1], op[2], op[3]))
+    rows, blocks = data.shape[:2]
+    if zero is None:
+        zero = np.full((rows, blocks), 2 ** (count - 1), np.float32)
+    elif zero.dtype == np.uint8:
+        zero = _unpacked(zero.reshape(rows, -1), count)[:, :blocks]
+    whole = _unpacked(data, count).reshape(rows, -1)[:, : int(op.attribute("K"))]
+    return dequantize(whole, scale.reshape(rows, blocks), zero.reshape(rows, blocks), 1, block)
+
+
+def _table_of_blocks(op: Op) -> np.ndarray:
+    """Return the floats of a GatherBlockQuantized; uint8 data holds numbers of `bits` bits along the last axis."""
+    data, scale, zero = (_load(each) for each in (op[0], op[2], op[3]))
+    if data.dtype == np.uint8:
+        count = int(op.attribute("bits", 4))
+        data = _unpacked(data, count)
+        if zero is None:
+            zero = np.full(scale.shape, 2 ** (count - 1), np.uint8)
+        else:
+            zero = _unpacked(zero, count)[..., : scale.shape[-1]]
+    return dequantize(data, scale, zero, op.axis(1, "quantize_axis"), int(op.attribute("block_size", 128)))
+
+
+# -- rules ---------------------------------------------------------------------------------------------------------
+
+
+def _along(op: Op, value: Value | None) -> Value | Code:
+    """Return a scale or zero point so that it broadcasts against the first input."""
+    if value is None:
+        return Code("0.0")
+    if value.rank != 1:
+        return value
+    axis = op.axis(1) % op[0].rank
+    return Code("{}.view({})", value, tuple(-1 if place == axis else 1 for place in range(op[0].rank)))
+
+
+def _refuse_blocks(op: Op) -> None:
+    if op.attribute("block_size", 0):
+        raise Unsupported("blocks of an activation have no PyTorch counterpart")
+
+
+@rule("QuantizeLinear")
+@rule("QuantizeLinear", domain="com.microsoft")
+def quantize_linear(op: Op) -> Code:
+    """Round to the integers of a scale, as floats; gradients pass where the numbers lie inside their range."""
+    _refuse_blocks(op)
+    if "range" not in op.attributes:
+        raise Unsupported("a scale or zero point that is computed, and float8, have no PyTorch counterpart")
+    source = op[0] if op[0].known is None else Code("torch.tensor({}, device={})", op[0], DEVICE)
+    return Code("quantize({}, {}, {}, {}, {})", source, _along(op, op[1]), _along(op, op[2]), *op.attribute("range"))
+
+
+@rule("DequantizeLinear")
+@rule("DequantizeLinear", domain="com.microsoft")
+def dequantize_linear(op: Op) -> Code:
+    """Give integers their zero point and scale back."""
+    _refuse_blocks(op)
+    source = op[0] if op[0].dtype.is_floating_point else Code("{}.to({})", op[0], op[1].dtype)
+    if op[2] is None or op[2].scalar == 0:
+        return Code("({} * {})", source, _along(op, op[1]))
+    return Code("(({} - {}) * {})", source, _along(op, op[2]), _along(op, op[1]))
+
+
+@rule("DynamicQuantizeLinear")
+def dynamic_quantize_linear(op: Op) -> Code:
+    return Code("quantize_dynamically({})", op[0])
+
+
+@rule("MatMulInteger")
+def matmul_integer(op: Op) -> Code:
+    """Multiply integers held as floats: exact up to 2 ** 24, rounded as floats are beyond."""
+    parts = []
+    for slot in (0, 1):
+        part = op[slot] if op[slot].dtype.is_floating_point else Code("{}.to({})", op[slot], torch.float32)
+        zero = op[slot + 2]
+        if slot == 0 and zero is not None and zero.dims not in ((), (1,)):
+            raise Unsupported("a zero point per row has no PyTorch counterpart")
+        parts.append(part if zero is None else Code("({} - {})", part, zero))
+    return Code("({} @ {})", *parts)
+
+
+@rule("MatMulNBits", "GatherBlockQuantized", domain="com.microsoft")
+def unfolded(op: Op) -> Code:
+    raise Unsupported("a weight, scale or zero point that is computed, or g_idx, has no PyTorch counterpart")

@@ -1,0 +1,197 @@
+"""Quantized models as modules: onnxruntime judges the outputs, the straight-through rule the gradients.
+
+onnxruntime runs without its optimizer, which quantizes other tensors than the file says. Inputs lie away from ties
+between two integers, except where the test is about ties: there both round half to even.
+"""
+
+import ml_dtypes
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import zoo
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import graphclone
+from graphclone.errors import InputError
+from graphclone.model import Model
+from graphclone.pytorch import to_torch
+
+random = np.random.default_rng(0)
+
+
+def f(*shape, low=-2.0, high=2.0):
+    return random.uniform(low, high, shape).astype(np.float32)
+
+
+def whole(dtype, *shape, low=0, high=16):
+    return random.integers(low, high, shape).astype(dtype)
+
+
+def build(nodes, constants, given=(3, 4), kind=TensorProto.FLOAT, result=TensorProto.FLOAT) -> ModelProto:
+    """Return a model from x to y; nodes are (operator, inputs, outputs, attributes)."""
+    graph = helper.make_graph(
+        [
+            helper.make_node(name.rpartition(".")[2], i, o, domain=name.rpartition(".")[0], **attributes)
+            for name, i, o, attributes in nodes
+        ],
+        "quantized",
+        [helper.make_tensor_value_info("x", kind, ["n", *given[1:]])],
+        [helper.make_tensor_value_info("y", result, None)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def session(model) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def check(proto: ModelProto, x: np.ndarray) -> torch.nn.Module:
+    """Compare with onnxruntime and return the module, with gradients of the sum."""
+    module = to_torch(Model.from_proto(proto))
+    given = torch.from_numpy(x).requires_grad_(x.dtype == np.float32)
+    have, want = module(given), session(proto.SerializeToString()).run(None, {"x": x})[0]
+    assert have.shape == want.shape and np.abs(have.detach().numpy() - want).max() <= 1e-5 * np.abs(want).max()
+    have.sum().backward()
+    assert all(torch.isfinite(each.grad).all() and each.grad.any() for each in module.parameters())
+    module.given = given
+    return module
+
+
+DEQUANTIZED = {
+    "per_tensor": (whole(np.uint8, 4, 6), np.float32(0.1), np.uint8(7), {}),
+    "per_axis": (whole(np.int8, 4, 6, low=-9), f(6, low=0.1), whole(np.int8, 6), {"axis": 1}),
+    "negative_axis": (whole(np.int8, 4, 6, low=-9), f(4, low=0.1), None, {"axis": -2}),
+    "blocked": (whole(np.int8, 4, 6, low=-9), f(2, 6, low=0.1), whole(np.int8, 2, 6), {"axis": 0, "block_size": 2}),
+    "int4": (whole(np.int8, 4, 6, low=-8, high=8).astype(ml_dtypes.int4), f(4, 2, low=0.1), None, {"axis": 1, "block_size": 3}),  # noqa: E501
+    "uint4": (whole(np.uint8, 4, 6).astype(ml_dtypes.uint4), np.float32(0.3), np.uint8(5).astype(ml_dtypes.uint4), {}),
+    "float8": (f(4, 6).astype(ml_dtypes.float8_e4m3fn), np.float32(0.3), None, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEQUANTIZED)
+def test_a_dequantized_constant_is_a_float_parameter(name):
+    data, scale, zero, attributes = DEQUANTIZED[name]
+    constants = {"w": data, "w_scale": scale} | ({} if zero is None else {"w_zero": zero})
+    nodes = [("DequantizeLinear", list(constants), ["v"], attributes), ("MatMul", ["x", "v"], ["y"], {})]
+    module = check(build(nodes, constants), f(3, 4))
+    assert list(module.state_dict()) == ["w"] and dict(module.named_buffers()) == {}
+
+
+def test_an_int32_bias_is_a_float_parameter():
+    nodes = [("DequantizeLinear", ["b", "s"], ["v"], {}), ("Add", ["x", "v"], ["y"], {})]
+    module = check(build(nodes, {"b": whole(np.int32, 4, low=-(10**6), high=10**6), "s": np.float32(1e-6)}), f(3, 4))
+    assert [name for name, _ in module.named_parameters()] == ["b"]
+
+
+def test_a_constant_that_is_dequantized_twice_is_one_parameter():
+    nodes = [
+        ("DequantizeLinear", ["w", "s"], ["a"], {}),
+        ("DequantizeLinear", ["w", "s"], ["b"], {}),
+        ("MatMul", ["x", "a"], ["h"], {}),
+        ("MatMul", ["h", "b"], ["y"], {}),
+    ]
+    module = check(build(nodes, {"w": whole(np.int8, 4, 4), "s": np.float32(0.1)}), f(3, 4))
+    assert len(list(module.parameters())) == 1
+
+
+def test_rows_are_picked_before_they_are_dequantized():
+    nodes = [("Gather", ["w", "x"], ["r"], {}), ("DequantizeLinear", ["r", "s", "z"], ["y"], {})]
+    constants = {"w": whole(np.uint8, 9, 4), "s": np.float32(0.1), "z": np.uint8(3)}
+    module = check(build(nodes, constants, kind=TensorProto.INT64), whole(np.int64, 3, 4, high=9))
+    assert "F.embedding" in module.source
+
+
+def rounding(scale, zero, **attributes):
+    there = ("QuantizeLinear", ["x", "s", "z"], ["q"], attributes)
+    back = ("DequantizeLinear", ["q", "s", "z"], ["y"], attributes)
+    return build([there, back], {"s": scale, "z": zero})
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int16])
+def test_ties_of_activations_round_half_to_even(kind):
+    """A scale of 1/4 divides exactly, so that every second input is a tie."""
+    x = np.arange(-600, 600, dtype=np.float32).reshape(-1, 4) / 8
+    module = check(rounding(np.float32(0.25), kind(3)), x)
+    assert list(module.state_dict()) == [] and "quantize(x, 0.25, 3.0, " in module.source
+
+
+def test_gradients_pass_through_rounding_where_numbers_are_in_range():
+    x = np.array([[-40.0, 0.04, 1.33, 40.0]], np.float32)
+    assert check(rounding(np.float32(0.1), np.int8(0)), x).given.grad.tolist() == [[0, 1, 1, 0]]
+
+
+def test_activations_are_rounded_along_an_axis():
+    check(rounding(f(4, low=0.1), whole(np.uint8, 4), axis=1), f(3, 4))
+
+
+def test_a_mask_of_minus_infinity_stays_finite():
+    x = np.array([[0, -np.inf, np.finfo(np.float32).min, 1]], np.float32)
+    assert torch.isfinite(check(rounding(np.float32(0.1), np.uint8(200)), x).given.grad).all()
+
+
+@pytest.mark.parametrize(("bits", "zeros"), [(4, "none"), (4, "packed"), (4, "float"), (8, "none"), (8, "packed")])
+def test_a_matmul_by_blocks_is_a_linear_layer(bits, zeros):
+    rows, width, blocks = 5, 48, 3
+    data = whole(np.uint8, rows, blocks, 2 * bits, high=256)
+    constants = {"w": data, "s": f(rows, blocks, low=0.1)}
+    if zeros == "packed":
+        constants["z"] = whole(np.uint8, rows, -(-blocks * bits // 8), high=256)
+    if zeros == "float":
+        constants["z"] = f(rows, blocks, low=5, high=9)
+    attributes = {"K": width, "N": rows, "bits": bits, "block_size": 16}
+    nodes = [("com.microsoft.MatMulNBits", ["x", *constants], ["y"], attributes)]
+    module = check(build(nodes, constants, given=(2, 3, width)), f(2, 3, width))
+    assert "F.linear(x, self.w)" in module.source and module.w.shape == (rows, width)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_gather_of_blocks_is_an_embedding(zeros):
+    data = whole(np.uint8, 9, 32).astype(ml_dtypes.uint4)
+    constants = {"w": data, "s": f(9, 2, low=0.1)}
+    if zeros:
+        constants["z"] = whole(np.uint8, 9, 2).astype(ml_dtypes.uint4)
+    attributes = {"block_size": 16, "gather_axis": 0, "quantize_axis": 1}
+    nodes = [("com.microsoft.GatherBlockQuantized", ["w", "x", *list(constants)[1:]], ["y"], attributes)]
+    module = check(build(nodes, constants, kind=TensorProto.INT64), whole(np.int64, 3, 4, high=9))
+    assert "F.embedding(x, self.w)" in module.source
+
+
+def test_integers_that_are_scaled_by_the_run_multiply_as_floats():
+    nodes = [
+        ("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], {}),
+        ("MatMulInteger", ["q", "w", "z", "w_zero"], ["i"], {}),
+        ("Cast", ["i"], ["c"], {"to": TensorProto.FLOAT}),
+        ("Mul", ["c", "s"], ["y"], {}),
+    ]
+    x = f(3, 4)
+    module = check(build(nodes, {"w": whole(np.int8, 4, 6, low=-9), "w_zero": whole(np.int8, 6)}), x)
+    (weight,) = module.parameters()
+    assert torch.equal(weight, weight.round())
+    np.testing.assert_allclose(module.given.grad, weight.detach().sum(1).expand(3, 4), rtol=1e-5)
+
+
+def test_operators_on_integers_alone_are_refused():
+    nodes = [("com.microsoft.QLinearSigmoid", ["x", "s", "z", "s", "z"], ["y"], {})]
+    proto = build(nodes, {"s": np.float32(0.1), "z": np.uint8(0)}, kind=TensorProto.UINT8, result=TensorProto.UINT8)
+    with pytest.raises(InputError, match=r"no PyTorch rule for 1 operator: com\.microsoft\.QLinearSigmoid"):
+        to_torch(Model.from_proto(proto))
+
+
+@pytest.mark.parametrize(("family", "route"), [("bert", "int4"), ("gpt2", "qdq_channel")])
+def test_a_quantized_export_trains(family, route):
+    module = to_torch(graphclone.load(zoo.export(family, route)))
+    feeds = zoo.feeds(family, 3, 9, padded=True)
+    given = module(*[torch.from_numpy(feeds[name]) for name in module.input_names])
+    runner = session(zoo.export(family, route))
+    wanted = runner.run(None, {value.name: feeds[value.name] for value in runner.get_inputs()})
+    given = given if isinstance(given, tuple) else (given,)
+    for have, want in zip(given, wanted, strict=True):
+        assert np.abs(have.detach().numpy() - want).max() <= 1e-5 * np.abs(want).max()
+    sum(each.sum() for each in given).backward()
+    assert all(torch.isfinite(each.grad).all() for each in module.parameters())
