@@ -13,6 +13,7 @@ import numpy as np
 from graphclone.axes.axis import find
 from graphclone.axes.typed import Use
 from graphclone.computed import computed
+from graphclone.folds import norm_axes, norm_pairs, normed, norms
 from graphclone.plan import Cut
 from graphclone.weights import Weight
 
@@ -20,8 +21,6 @@ FEW = 64
 """Fibres of a gathered table that are compared."""
 TOLERANCE = 1e-4
 STATISTICS = ("running_mean", "running_var", "weight", "bias")
-NORMED = (("original1", "original0"), ("weight_v", "weight_g"), ("v", "g"))
-"""Leaves of a direction and its length: torch's parametrization, its older hook, and others."""
 
 
 class Undo(Protocol):
@@ -63,7 +62,7 @@ class Length:
     def undone(self, original: Weight, weight: Weight, use: Use, cut: Cut) -> Weight:
         others = tuple(axis for axis in range(len(weight.shape)) if axis not in self.axes)
         shape = tuple(size if axis in self.axes else 1 for axis, size in enumerate(weight.shape))
-        return computed(shape, original.dtype, lambda: _norms(weight.load(), others).astype(original.dtype))
+        return computed(shape, original.dtype, lambda: norms(weight.load(), others).astype(original.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,27 +103,18 @@ def find_folded(
             yield tensor, name, undo
 
 
-def _norms(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    return np.sqrt(np.sum(np.square(values, dtype=np.float64), axis=axes, keepdims=True))
-
-
 def _lengths(tensors, missing, stored, free) -> Iterator[Found]:
     """Find g * v / |v|, the norm over all axes along which g has one entry."""
-    for direction, length in NORMED:
-        for name in sorted(missing):
-            stem = name.removesuffix(direction)
-            if stem == name or f"{stem}{length}" not in missing:
-                continue
-            v, g = (np.asarray(tensors[each].load(), np.float64) for each in (name, f"{stem}{length}"))
-            if g.ndim != v.ndim:
-                continue
-            axes = tuple(axis for axis, size in enumerate(g.shape) if size > 1 or v.shape[axis] == 1)
-            whole = g * v / _norms(v, tuple(axis for axis in range(v.ndim) if axis not in axes))
-            for place in free:
-                if stored[place].shape == whole.shape and _close(stored[place].load(), whole):
-                    yield name, place, None
-                    yield f"{stem}{length}", place, Length(axes)
-                    break
+    for direction, length in norm_pairs(missing):
+        v, g = (np.asarray(tensors[each].load(), np.float64) for each in (direction, length))
+        if g.ndim != v.ndim:
+            continue
+        whole, over = normed(v, g), norm_axes(v, g)
+        for place in free:
+            if stored[place].shape == whole.shape and _close(stored[place].load(), whole):
+                yield direction, place, None
+                yield length, place, Length(tuple(axis for axis in range(v.ndim) if axis not in over))
+                break
 
 
 def _batch_norms(tensors, missing, stored, free) -> Iterator[Found]:

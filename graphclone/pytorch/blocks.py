@@ -237,7 +237,8 @@ def _describe(block: Block, tree: Tree) -> None:
             shapes.append((where, below.layer.kind, below.layer.options))
             continue
         for name, slot in below.tensors.items():
-            shapes.append((where, name, slot.first, len(slot.stored.shape), slot.stored.trainable, slot.stored.dtype))
+            kind = (slot.stored.trainable, slot.stored.idle, slot.stored.dtype)
+            shapes.append((where, name, slot.first, len(slot.stored.shape), *kind))
     block.symbols = list(found)
     block.numbers = integers
     block.body = (tuple(lines), tuple(shapes), len(block.inputs), tuple(names[value] for value in block.outputs))

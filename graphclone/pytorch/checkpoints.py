@@ -7,10 +7,11 @@ import numpy as np
 
 from graphclone.errors import InputError
 from graphclone.pytorch.known import array
-from graphclone.pytorch.parameters import Stored
+from graphclone.pytorch.parameters import Stored, spread_tables
 from graphclone.pytorch.pieces import cut, join, pieces, spread
 from graphclone.pytorch.program import Program, Value
 from graphclone.pytorch.rewriting import IDIOMS, new_op, new_value
+from graphclone.pytorch.unfolding import unfold
 from graphclone.weights import Weight
 
 Checkpoint = Mapping[str, object] | str | Path
@@ -44,8 +45,8 @@ def _array(value) -> np.ndarray:
     return np.asarray(value)
 
 
-def recover(program: Program, checkpoint: Checkpoint) -> list[str]:
-    """Name parameters after the checkpoint's tensors of equal value; return a line for each checkpoint tensor left.
+def recover(program: Program, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """Name parameters after the checkpoint's tensors of equal value; return the checkpoint's tensors that are left.
 
     A tensor that is a checkpoint's plus one (a norm that keeps its offset apart) is stored as the checkpoint has it.
     A tensor under several names in the checkpoint gets them all.
@@ -77,7 +78,11 @@ def recover(program: Program, checkpoint: Checkpoint) -> list[str]:
         if known:
             each.path, each.aliases = known[0], known[1:]
     _join_and_cut(program, [value for value, each in parts.items() if each.path not in tensors], tensors, free)
-    return sorted(free)
+    read = {value for op in program.ops for value in op.inputs}
+    unknown = [value for value in stored if value.parameter.path not in tensors and value in read]
+    unfold(program, [(value, load_stored(value.parameter)) for value in unknown], tensors, free)
+    spread_tables(program)
+    return {name: tensors[name] for name in sorted(free)}
 
 
 def _join_and_cut(program: Program, unknown: list[Value], tensors: dict[str, np.ndarray], free: set[str]) -> None:

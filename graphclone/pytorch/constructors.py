@@ -39,7 +39,8 @@ def tensor(slot: Slot, numbers: Iterator[str]) -> str | None:
     if not slot.first:
         return None
     empty = f"torch.empty({shape}{kind})"
-    return f"nn.Parameter({empty})" if slot.stored.trainable else empty
+    idle = ", requires_grad=False" if slot.stored.idle else ""
+    return f"nn.Parameter({empty}{idle})" if slot.stored.trainable else empty
 
 
 def layer(given: Layer, numbers: Iterator[str], dtype: torch.dtype) -> str:

@@ -1,6 +1,10 @@
 """Conversion: a model becomes a program whose operators are PyTorch calls and whose tensors have their own names."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
+import torch
 
 from graphclone.model import Model
 from graphclone.pytorch import attention_idioms, layout_idioms, norm_idioms, weight_idioms
@@ -17,6 +21,7 @@ from graphclone.pytorch.program import Op, Program, Value, read
 from graphclone.pytorch.quantization import fold_quantized
 from graphclone.pytorch.registry import RULES, rule
 from graphclone.pytorch.rewriting import Result, Uses, new_op, new_value, rewrite
+from graphclone.weights import Weight
 
 STAGES = (
     (layout_idioms.drop_idle, layout_idioms.drop_neutral, attention_idioms.cache_apart),
@@ -76,9 +81,29 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     encode(program)
     stored = list(dict.fromkeys(v.parameter for v in program.values() if v.parameter is not None and v.known is None))
     stored = [*(each for each in stored if each not in moved), *(each for each in moved if each in stored)]
-    report = _report(stored, names, assumed, lacking)
+    carried = carry(stored, lacking or {}, names)
+    report = _report(stored, names, assumed, None if lacking is None else list(lacking))
+    report["carried"] = [each.path for each in carried]
     report["moved"] = [f"{each.path}: {name}" for each, name in moved.items() if each in stored]
-    return Converted(program, stored, [tensor.name for tensor in model.outputs], report)
+    return Converted(program, [*stored, *carried], [tensor.name for tensor in model.outputs], report)
+
+
+def carry(stored: list[Stored], lacking: Mapping[str, np.ndarray], names: Names) -> list[Stored]:
+    """Return what keeps the checkpoint's tensors that the graph lacks in the state dict.
+
+    Left out is what was in blocks that a cut removed, and what a parameter with as many axes and no name may be.
+    """
+    paths = {path for each in stored for path in (each.path, *each.aliases)}
+    heads = _heads(paths)
+    ranks = {len(each.shape) for each in stored if each.trainable and names.lost(each.path)}
+    kept = {
+        name: np.asarray(tensor, order="C")
+        for name, tensor in lacking.items()
+        if name not in paths and tensor.ndim not in ranks and not _in_dropped_block(name.split("."), heads)
+    }
+    return [
+        Stored(name, Weight.of(array), torch.from_numpy(array).dtype, True, idle=True) for name, array in kept.items()
+    ]
 
 
 def graph_metadata(model: Model) -> dict[str, str]:
@@ -146,7 +171,7 @@ def like_parameters(op: Op) -> Code:
 def _report(stored: list[Stored], names: Names, assumed: list[str], lacking: list[str] | None) -> dict[str, list[str]]:
     present = {path for each in stored for path in (each.path, *each.aliases)}
     absent = [name for name, kind in names.kinds.items() if kind == "PARAMETER" and name not in present]
-    heads = {tuple(path.split(".")[:length]) for path in present for length in range(path.count(".") + 1)}
+    heads = _heads(present)
     absent = sorted(name for name in absent if not _in_dropped_block(name.split("."), heads))
     return {
         "assumed": assumed,
@@ -154,6 +179,11 @@ def _report(stored: list[Stored], names: Names, assumed: list[str], lacking: lis
         "unnamed": [each.path for each in stored if each.trainable and names.lost(each.path)],
         "absent": absent if lacking is None else lacking,
     }
+
+
+def _heads(paths: set[str]) -> set[tuple[str, ...]]:
+    """Return the modules that hold these tensors, outer ones too."""
+    return {tuple(path.split(".")[:length]) for path in paths for length in range(path.count(".") + 1)}
 
 
 def _in_dropped_block(parts: list[str], heads: set[tuple[str, ...]]) -> bool:

@@ -21,6 +21,8 @@ def initialize(module: torch.nn.Module, init: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             if isinstance(layer, NORMS) and name == "weight":
                 parameter.fill_(1.0)
             elif "bias" in name and parameter.dim() == 1:

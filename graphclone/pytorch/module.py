@@ -47,6 +47,8 @@ def to_torch(
     checkpoint_blocks: whether blocks compute their activations again in the backward pass, which saves memory.
     init: "random" for fresh weights of the same shapes, drawn with `seed`; None keeps the model's.
     checkpoint: the framework's state dict, a .safetensors file or a folder of them, to recover lost names by value.
+        Weights that the exporter computed from several of its tensors are computed anew from those; what the graph
+        lacks is kept for the state dict as parameters that nothing reads and that take no gradient.
 
     Raises: InputError that lists every operator without a PyTorch rule.
 

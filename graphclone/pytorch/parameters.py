@@ -25,7 +25,7 @@ class Stored:
 
     Attributes: `path` is its name in the state dict, `trainable` tells Parameters from buffers, `transposed` that the
     graph holds its transpose, `may_transpose` that its orientation is the exporter's, `aliases` other names for it,
-    `lead` how many leading axes of one it loses.
+    `lead` how many leading axes of one it loses, `idle` that nothing reads it: it is kept for the state dict alone.
     """
 
     path: str
@@ -39,6 +39,7 @@ class Stored:
     aliases: list[str] = field(default_factory=list)
     turned: Value | None = None
     lead: int = 0
+    idle: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,7 +115,7 @@ def classify(program: Program, model: Model, names: Names) -> None:
             part.is_table = not trainable
             if trainable and not names.torch:
                 _without_units(part, users.get(value, []))
-    _spread_tables(program)
+    spread_tables(program)
 
 
 BROADCASTING = ("Add", "Sub", "Mul", "Div")
@@ -257,7 +258,7 @@ def _split(value: Value, reading: list[Op], trainable: bool, names: Names) -> li
     return [(part, path, []) for path, part in parts.items()]
 
 
-def _spread_tables(program: Program) -> None:
+def spread_tables(program: Program) -> None:
     """Work out anew which results depend on no parameter and no float input."""
     for value in program.inputs:
         value.is_table = not value.dtype.is_floating_point

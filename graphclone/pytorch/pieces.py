@@ -73,7 +73,7 @@ def join(program: Program, value: Value, found: Pieces[str], tensors: Mapping[st
         inputs.append(given)
     joined = new_value(value.name, value.dims, value.dtype)
     ops.append(new_op("Concat", inputs, joined, reader, domain="", axis=axis))
-    _insert(program, ops, value, joined)
+    insert(program, ops, value, joined)
 
 
 def cut(program: Program, name: str, tensor: np.ndarray, found: Pieces[Value]) -> None:
@@ -91,7 +91,7 @@ def cut(program: Program, name: str, tensor: np.ndarray, found: Pieces[Value]) -
         if turned:
             output = new_value(value.name, value.dims, value.dtype)
             ops.append(new_op("Transpose", [piece], output, reader, domain="", perm=[1, 0]))
-        _insert(program, ops, value, ops[-1].output)
+        insert(program, ops, value, ops[-1].output)
         offset = end
 
 
@@ -99,7 +99,7 @@ def spread(program: Program, value: Value, name: str, tensor: np.ndarray) -> Non
     """Store the checkpoint's tensor in the place of the graph's, which has the same numbers under other axes of one."""
     reader = next(op for op in program.ops if value in op.inputs)
     op = reshape(stored(name, tensor, value), value.dims, reader)
-    _insert(program, [op], value, op.output)
+    insert(program, [op], value, op.output)
 
 
 def stored(name: str, tensor: np.ndarray, like: Value) -> Value:
@@ -109,8 +109,10 @@ def stored(name: str, tensor: np.ndarray, like: Value) -> Value:
     return Value(name, None, weight, dims=tensor.shape, dtype=like.dtype, parameter=parameter)
 
 
-def _insert(program: Program, ops: list[Op], old: Value, new: Value) -> None:
-    first = next(number for number, op in enumerate(program.ops) if old in op.inputs)
-    for op in program.ops:
+def insert(program: Program, ops: list[Op], old: Value, new: Value, reader: Op | None = None) -> None:
+    """Let what reads `old`, or one reader of it, read `new`, which the operators compute before it."""
+    readers = [op for op in program.ops if old in op.inputs and reader in (None, op)]
+    first = program.ops.index(readers[0])
+    for op in readers:
         op.inputs = [new if each is old else each for each in op.inputs]
     program.ops[first:first] = ops

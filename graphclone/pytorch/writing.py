@@ -98,6 +98,7 @@ def _readme(model: Model, report: dict[str, list[str]], title: str) -> str:
     outputs = ", ".join(f"`{_plain(tensor.name)}` {_shape(tensor.shape)}" for tensor in model.outputs)
     notes = {
         "absent": "Parameters of the original model that the graph does not hold",
+        "carried": "Of these, those that the state dict has from the checkpoint; nothing reads them",
         "assumed": "Names that are a guess",
         "unsure": "Tensors whose role is a guess",
         "unnamed": "Parameters whose original name is lost",

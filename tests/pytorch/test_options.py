@@ -129,7 +129,7 @@ def test_split_weights_are_one_tensor_of_the_checkpoint():
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     whole = np.concatenate([weight.T for weight in weights.values()])
     module = to_torch(Model.from_proto(proto), checkpoint={"attn.qkv.weight": whole, "attn.pooler": whole[:1]})
-    assert list(module.state_dict()) == ["attn.qkv.weight"] and module.report["absent"] == ["attn.pooler"]
+    assert set(module.state_dict()) == {"attn.qkv.weight", "attn.pooler"} and module.report["absent"] == ["attn.pooler"]
     assert np.array_equal(module.attn.qkv.weight.detach().numpy(), whole)
     x = np.ones((2, 4), np.float32)
     assert np.allclose(module(torch.from_numpy(x)).detach(), sum(x @ weight for weight in weights.values()))
@@ -142,3 +142,60 @@ def test_axes_of_one_do_not_hide_a_tensor_of_the_checkpoint():
     assert torch.equal(module.backbone.layers[0].mixer.D, native["backbone.layers.0.mixer.D"])
     feeds = [torch.from_numpy(each) for each in zoo.feeds("mamba", 2, 7).values()]
     assert torch.equal(module(*feeds), plain(*feeds))
+
+
+@pytest.mark.parametrize(
+    ("family", "route"),
+    [
+        ("swin", "dynamo18"),
+        ("swin", "legacy17"),
+        ("beit", "dynamo18"),
+        ("wav2vec2", "legacy17"),
+        ("dinov2", "dynamo18"),
+        ("clip", "dynamo18"),
+    ],
+)
+def test_the_state_dict_is_the_checkpoint_where_the_exporter_computed_with_it(family, route):
+    """Gathered tables, normed weights; what no operator reads is kept and takes no gradient."""
+    model = model_of(family, route)
+    native = zoo.family(family).build().state_dict()
+    module, plain = to_torch(model, checkpoint=native), to_torch(model)
+    held = module.state_dict()
+    assert held.keys() == native.keys()
+    assert all(held[name].shape == value.shape and torch.equal(held[name], value) for name, value in native.items())
+    idle = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    assert sorted(idle) == sorted(module.report["carried"]) and set(idle) <= set(module.report["absent"])
+    feeds = [torch.from_numpy(each) for each in zoo.feeds(family, 2, 7).values()]
+    for given, wanted in zip(module(*feeds), plain(*feeds), strict=True):
+        assert torch.allclose(given, wanted, atol=1e-5)
+
+
+def test_what_is_computed_from_the_checkpoint_trains_its_tensors():
+    rng = np.random.default_rng(0)
+    shapes = {"fc.weight_v": (3, 4), "fc.weight_g": (3, 1), "decay": (3,), "table": (5, 3), "scale": ()}
+    native = {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
+    v, g, rows = native["fc.weight_v"], native["fc.weight_g"], np.array([[0], [1], [0], [3]])
+    weights = {
+        "val_1": (g * v / np.linalg.norm(v, axis=1, keepdims=True)).T,
+        "val_2": -np.exp(native["decay"]),
+        "val_3": native["table"][rows],
+    }
+    node = helper.make_node
+    graph = helper.make_graph(
+        [node("MatMul", ["x", "val_1"], ["a"]), node("Mul", ["a", "val_2"], ["b"]), node("Add", ["b", "val_3"], ["y"])],
+        "folds",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(weight, name) for name, weight in weights.items()],
+    )
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    module = to_torch(model, checkpoint=native)
+    held = module.state_dict()
+    assert held.keys() == native.keys() and module.report["carried"] == ["scale"]
+    assert all(np.array_equal(held[name].numpy(), value) for name, value in native.items())
+    x = rng.random((2, 4), np.float32)
+    y = module(torch.from_numpy(x))
+    assert np.allclose(y.detach(), x @ weights["val_1"] * weights["val_2"] + weights["val_3"], atol=1e-6)
+    y.square().sum().backward()
+    assert module.table.grad[[0, 1, 3]].all() and not module.table.grad[[2, 4]].any()
+    assert module.decay.grad.all() and module.fc.weight_g.grad.all() and module.scale.grad is None
