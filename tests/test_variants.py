@@ -52,6 +52,12 @@ def test_a_variant_is_cut_like_the_framework_itself(family, route):
     assert found["blocks"]["bad"] == {} and found["blocks"]["held"] >= 4
 
 
+def test_a_fused_post_norm_stack_begins_where_its_embedding_ends():
+    found = survey.judge("electra:fused")
+    assert found["stacks"] == {"": 5}
+    assert found["native"]["bad"] == {} and found["blocks"]["bad"] == {}
+
+
 BLOCKWISE = """(float[B, 64] x) => (float[B, 64] y) <uint8[48, 4, 8] w, float[48, 4] s, uint8[64, 3, 8] v, float[64, 3] t> {
     h = com.microsoft.MatMulNBits <K = 64, N = 48, bits = 4, block_size = 16> (x, w, s)
     y = com.microsoft.MatMulNBits <K = 48, N = 64, bits = 4, block_size = 16> (h, v, t)
