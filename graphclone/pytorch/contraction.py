@@ -19,6 +19,18 @@ def gemm(op: Op) -> Code:
     return Code("torch.addmm({}, {}, {}, beta={}, alpha={})", op[2], left, right, beta, alpha)
 
 
+ACTIVATIONS = {"": "{}", "Relu": "F.relu({})", "Sigmoid": "torch.sigmoid({})", "Tanh": "torch.tanh({})"}
+
+
+@rule("FusedGemm", domain="com.microsoft")
+def fused_gemm(op: Op) -> Code:
+    activation = op.attribute("activation", "")
+    activation = activation.decode() if isinstance(activation, bytes) else activation
+    if activation not in ACTIVATIONS:
+        raise Unsupported(f"activation {activation!r} has no rule here")
+    return Code(ACTIVATIONS[activation], gemm(op))
+
+
 @rule("FusedMatMul", domain="com.microsoft")
 def fused_matmul(op: Op) -> Code:
     if op.attribute("transBatchA", 0) or op.attribute("transBatchB", 0):

@@ -9,7 +9,7 @@ from graphclone.pytorch.program import Op, Program, Value
 
 LOST = re.compile(
     r"(^|/)(onnx::|val_\d+|_val_\d+|const_|const_fold|kernel2d_|lifted_tensor|_tensor_constant|Constant_?\d*$)"
-    r"|Constant(_\d+)?_output_\d+|^/|::|__\d+$|_to_copy|^(ge|le|lt|gt|eq|expand|new_ones|arange|view|full|cat|mul|add|sub|slice|getitem)(_\d+)?$"
+    r"|Constant(_\d+)?_output_\d+|^/|::|__\d+$|_to_copy|^(ge|le|lt|gt|eq|expand|new_ones|arange|view|full|cat|mul|add|sub|slice|getitem|scalar_tensor_default|unsqueeze|squeeze)(_\d+)?$"
 )
 """What exporters call tensors whose name is gone."""
 MERGED = re.compile(r"_merged_\d+$")

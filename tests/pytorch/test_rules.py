@@ -150,6 +150,7 @@ ROWS = [
     ("com.microsoft.SkipLayerNormalization", [X, X + 1, ROW, f(7), f(7)], [], {"epsilon": 1e-3}, 18, 1),
     ("com.microsoft.SkipSimplifiedLayerNormalization", [X, X + 1, ROW], [], {"epsilon": 1e-3}, 18, 1),
     ("com.microsoft.FusedMatMul", [X, f(3, 4, 7)], [], {"transB": 1, "alpha": 0.5}, 18, 1),
+    ("com.microsoft.FusedGemm", [f(5, 7), f(4, 7), f(4)], [], {"transB": 1, "activation": "Tanh"}, 18, 1),
     ("com.microsoft.Attention", [f(2, 5, 12), f(12, 36), f(36)], [], {"num_heads": 3}, 18, 1),
     ("com.microsoft.Attention", [f(2, 5, 12), f(12, 36), f(36)], [], {"num_heads": 3, "unidirectional": 1}, 18, 1),
     ("com.microsoft.MultiHeadAttention", [f(2, 5, 12), f(2, 7, 12), f(2, 7, 12), f(36)], [], {"num_heads": 3}, 18, 1),
