@@ -17,9 +17,9 @@ def norm_pairs(names: Collection[str]) -> Iterator[tuple[str, str]]:
     """
     for direction, length in NORMED:
         for name in sorted(names):
-            stem = name.removesuffix(direction)
-            if stem != name and f"{stem}{length}" in names:
-                yield name, f"{stem}{length}"
+            stem, dot, leaf = name.rpartition(".")
+            if leaf == direction and f"{stem}{dot}{length}" in names:
+                yield name, f"{stem}{dot}{length}"
 
 
 def norm_axes(v: np.ndarray, g: np.ndarray) -> tuple[int, ...]:
