@@ -4,6 +4,7 @@ import contextlib
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 
@@ -11,9 +12,13 @@ def walk(graph: gs.Graph) -> Iterator[gs.Graph]:
     """Yield the graph and every subgraph in it, outer ones first."""
     yield graph
     for node in graph.nodes:
-        for attribute in node.attrs.values():
-            if isinstance(attribute, gs.Graph):
-                yield from walk(attribute)
+        for inner in subgraphs(node):
+            yield from walk(inner)
+
+
+def subgraphs(node: gs.Node) -> list[gs.Graph]:
+    """Return the graphs that a node's attributes hold: branches, bodies of loops."""
+    return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
 
 
 def constants(graph: gs.Graph) -> Iterator[gs.Constant]:
@@ -24,6 +29,16 @@ def constants(graph: gs.Graph) -> Iterator[gs.Constant]:
             if isinstance(tensor, gs.Constant) and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield tensor
+
+
+def holds_floats(tensor: gs.Tensor) -> bool:
+    """Tell whether a tensor is known to hold real numbers; the types numpy lacks are all floats of few bits."""
+    if tensor.dtype is None:
+        return False
+    try:
+        return np.dtype(tensor.dtype).kind == "f"
+    except TypeError:
+        return True
 
 
 def copy_graph(graph: gs.Graph) -> gs.Graph:
@@ -129,7 +144,7 @@ def copy_part(
             if id(node) not in needed:
                 needed.add(id(node))
                 waiting.extend(node.inputs)
-                for inner in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
+                for inner in subgraphs(node):
                     for scope in walk(inner):
                         read = [t for reader in scope.nodes for t in reader.inputs]
                         waiting.extend(t for t in (*read, *scope.outputs) if known.get(t.name) is t)

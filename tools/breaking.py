@@ -77,8 +77,8 @@ NO_DENOMINATORS = without("graphclone.axes.solver.find_denominators", lambda typ
 BY_VALUE = without("graphclone.axes.solver.find_denominators", by_value)
 NO_SCALE = without("graphclone.surgery._Surgeon._scale", lambda surgeon, site, node: None)
 NO_FREEZING = without("graphclone.surgery._Surgeon._shape", lambda surgeon, site, node: None)
-ANY_POSITIONS = without("graphclone.axes.solver._Sweep._index", lambda sweep, op, tensor, axis: None)
-NO_REPETITION = without("graphclone.axes.solver.repeated_axes", lambda weight: ())
+ANY_POSITIONS = without("graphclone.axes.positions.Positions.index", lambda positions, op, tensor, axis: None)
+NO_REPETITION = without("graphclone.axes.initializers.repeated_axes", lambda weight: ())
 NO_CLIPS = without("graphclone.axes.wrapping._clipped", lambda op, names, origin: None)
 NO_LIMITS = without(
     "graphclone.axes.wrapping._clipped",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Axis
-from graphclone.axes.notation import Pattern, parse
+from graphclone.axes.notation import Pattern, names_in, parse
 from graphclone.axes.typed import TypedNode, Use
 from graphclone.dtypes import holds_weights
 from graphclone.weights import weight_of
@@ -44,8 +44,8 @@ def contraction_of(node: TypedNode) -> Contraction | None:
     if len(signature.inputs) < 2:
         return None
     second = SECOND_OPERAND.get(op.type, 1)
-    first_names, second_names = (_names(signature.inputs[slot]) for slot in (0, second))
-    output_names = _names(signature.outputs[0])
+    first_names, second_names = (list(names_in(*signature.inputs[slot])) for slot in (0, second))
+    output_names = list(names_in(*signature.outputs[0]))
     contracted = [n for n in first_names if n in second_names and n not in output_names]
     shared = [n for n in first_names if n in second_names and n in output_names]
     spread = []
@@ -67,7 +67,7 @@ def contraction_of(node: TypedNode) -> Contraction | None:
 def _whole(node: TypedNode, patterns: tuple[Pattern, ...], kept: list[str]) -> tuple[Axis, ...]:
     """Return the axes of the first input that do not reach the output, whole, whatever blocks they consist of."""
     places = [i - len(patterns) for i, pattern in enumerate(patterns) if pattern.kind != "broadcast"]
-    return tuple(node.op.axes[0][i] for i in places if not set(_names((patterns[i],))) & set(kept))
+    return tuple(node.op.axes[0][i] for i in places if not set(names_in(patterns[i])) & set(kept))
 
 
 def derives_from_constant(tensor: gs.Tensor) -> bool:
@@ -103,13 +103,3 @@ def contracting_node(node: gs.Node | None) -> gs.Node | None:
         readers = node.outputs[0].outputs
         node = readers[0] if len(readers) == 1 else None
     return node if node is not None and node.op in CONTRACTING else None
-
-
-def _names(patterns: tuple[Pattern, ...]) -> list[str]:
-    names = []
-    for pattern in patterns:
-        if pattern.kind == "name":
-            names.append(pattern.name)
-        else:
-            names.extend(_names(pattern.parts))
-    return names

@@ -13,6 +13,7 @@ Each side lists one pattern per tensor, separated by commas; a pattern lists its
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -61,6 +62,20 @@ def parse(text: str) -> Signature:
 def parse_axes(text: str) -> tuple[Pattern, ...]:
     """Parse the axes of one tensor, as in `b (h d)`."""
     return _tensors(text, text)[0]
+
+
+def names_in(*patterns: Pattern) -> Iterator[str]:
+    """Yield the names in patterns, in order, with repetitions.
+
+    Example:
+        >>> list(names_in(*parse_axes("b (h d)")))
+        ['b', 'h', 'd']
+    """
+    for pattern in patterns:
+        if pattern.kind == "name":
+            yield pattern.name
+        else:
+            yield from names_in(*pattern.parts)
 
 
 def _tensors(side: str, text: str) -> tuple[tuple[Pattern, ...], ...]:

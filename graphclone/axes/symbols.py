@@ -1,0 +1,82 @@
+"""The sizes a graph leaves open: a pair of primes for each symbol, one for each of two imagined runs."""
+
+import ast
+import itertools
+import operator
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphclone.axes.axis import Size
+from graphclone.graphs import holds_floats
+
+SMALL_PRIMES = [(2, 3), (5, 7), (11, 13), (17, 19), (23, 29), (31, 37), (41, 43), (47, 53), (59, 61), (67, 71)]
+LARGE_PRIMES = [(1601, 2003), (1607, 2011), (1609, 2017), (1613, 2027)]
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+
+
+class Symbols:
+    """Probe sizes of symbols; `same` maps symbols to those an earlier sweep found them to equal.
+
+    Every symbol of a graph input gets its own pair of sizes; those of images and waves are large.
+    """
+
+    def __init__(self, inputs: Iterable[gs.Variable], same: Mapping[str, str]):
+        self._same = same
+        self._known: dict[str, Size] = {}
+        small, large = itertools.cycle(SMALL_PRIMES), itertools.cycle(LARGE_PRIMES)
+        for tensor in inputs:
+            floats = tensor.dtype is not None and holds_floats(tensor)
+            for axis, size in enumerate(tensor.shape or ()):
+                size = same.get(size, size)
+                if isinstance(size, str) and size.isidentifier() and size not in self._known:
+                    spatial = floats and (axis >= 2 or len(tensor.shape) == 2 > axis > 0)
+                    self._known[size] = next(large if spatial else small)
+
+    def size(self, size: int | str | None, where: str) -> Size:
+        """Return the probe sizes of an entry of a shape; `where` names the axis, for an entry without a name."""
+        if isinstance(size, (int, np.integer)):
+            return (int(size), int(size))
+        text = size if isinstance(size, str) and size else where
+        text = self._same.get(text, text)
+        if text not in self._known:
+            known = [_evaluate(text, {name: pair[probe] for name, pair in self._known.items()}) for probe in (0, 1)]
+            fresh = SMALL_PRIMES[len(self._known) % len(SMALL_PRIMES)]
+            self._known[text] = tuple(known) if all(known) else fresh
+        return self._known[text]
+
+    def coinciding(self, conflicts: Iterable[tuple[Size, Size]]) -> dict[str, str]:
+        """Return the symbols that a graph equates with others: {symbol: the one to use in its place}.
+
+        conflicts: pairs of sizes that equations asked to be one.
+        """
+        by_size: dict[Size, list[str]] = defaultdict(list)
+        for symbol, size in self._known.items():
+            by_size[size].append(symbol)
+        found: dict[str, str] = {}
+        for sizes in conflicts:
+            first, second = (by_size[size][0] if size in by_size else None for size in sizes)
+            if first is not None and second is not None:
+                first, second = (found.get(symbol, symbol) for symbol in (first, second))
+                if first != second:
+                    found = {symbol: first if other == second else other for symbol, other in found.items()}
+                    found[second] = first
+        return found
+
+
+def _evaluate(text: str, known: Mapping[str, int]) -> int | None:
+    """Evaluate a size written as a sum or product of symbols, as in `past_length + 1`; None where it is not one."""
+
+    def value(tree) -> int:
+        if isinstance(tree, ast.BinOp):
+            return OPERATORS[type(tree.op)](value(tree.left), value(tree.right))
+        if isinstance(tree, ast.Constant):
+            return int(tree.value)
+        return known[tree.id]
+
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, KeyError, AttributeError, ZeroDivisionError, ValueError, TypeError):
+        return None
