@@ -200,6 +200,8 @@ class Equations:
                 self._bind(a, b)
             elif b.kind == ATOM:
                 self._bind(b, a)
+            else:  # kept whole, both: how they are built no longer matters, and must not be asked again
+                a.link = b
         elif a.kind == ATOM:
             self._bind(a, b)
         elif b.kind == ATOM:

@@ -153,6 +153,19 @@ def test_an_opaque_axis_locks_without_giving_structure():
     assert [leaf.size[0] for leaf in leaves(other)] == [3, 4]
 
 
+def test_blocks_that_share_pairs_inside_heads_are_settled_once():
+    (heads, pair), (count, part, entry) = atoms(6, 16), atoms(6, 2, 16)
+    for axis in (pair, part, entry):
+        lock(axis, "whole")
+    halves = total((pair, pair))
+    equations = Equations()
+    for _ in range(2):  # another operator reads the same heads
+        equations.equate(product((heads, halves)), product((count, part, entry)))
+    assert find(heads) is find(count)
+    assert free_leaves(heads) == [find(heads)]
+    assert [leaf.size[0] for leaf in leaves(halves)] == [2, 16]
+
+
 def test_locking_one_part_leaves_the_other_free():
     heads, width = atoms(3, 16)
     merged = product((heads, width))
