@@ -23,7 +23,8 @@ from graphclone.model import Model
 from graphclone.pipeline import Context
 from graphclone.plan import Cut, Plan, resolve
 from graphclone.segments import Joint, Stream, run
-from graphclone.surgery import bias_name, carry_out
+from graphclone.surgery import carry_out
+from graphclone.surgery.weights import bias_name
 from graphclone.weights import Weight, weight_of
 from passes.ridge import EXACTLY, Moments, Solution, Targets, solve
 

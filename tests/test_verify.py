@@ -12,6 +12,7 @@ from graphclone.errors import InputError
 from graphclone.model import Model, load
 from graphclone.plan import Plan
 from graphclone.surgery import apply
+from graphclone.surgery.stores import STORES
 from graphclone.verify import bench as bench_module
 from graphclone.verify import verify
 from graphclone.verify.bench import Bench
@@ -243,7 +244,7 @@ def test_a_cut_that_changes_a_scale_is_found(graph, monkeypatch):
     analysis = analyse(parent)
     plan = Plan(keep={next(d.name for d in analysis.dimensions if d.size == 6): (0, 1, 4)})
     assert verify(apply(parent, plan), parent=parent, plan=plan).ok
-    monkeypatch.setattr("graphclone.surgery._Surgeon._scale", lambda surgeon, site, node: None)
+    monkeypatch.setitem(STORES, "scale", lambda child, site, node: None)
     report = verify(apply(parent, plan), parent=parent, plan=plan)
     assert "plan" in [check.name for check in report.failed]
     assert "slices" not in [check.name for check in report.failed]

@@ -12,6 +12,9 @@ from graphclone.axes.axis import free_leaves
 from graphclone.axes.registry import RULES, Rule, Typing
 from graphclone.axes.typed import AxisTyping, Site
 from graphclone.op import Op, Values
+from graphclone.surgery.child import Editor
+from graphclone.surgery.reports import REPORTS
+from graphclone.surgery.stores import STORES
 
 Breaking = Callable[[pytest.MonkeyPatch], None]
 
@@ -34,6 +37,11 @@ def changed(op: str, change: Callable[[Typing], Typing], domain: str = "") -> Br
 
 def without(name: str, instead: Callable) -> Breaking:
     return lambda patch: patch.setattr(name, instead)
+
+
+def unedited(editors: dict[str, Editor], kind: str) -> Breaking:
+    """Let surgery leave the sites of a kind as they are."""
+    return lambda patch: patch.setitem(editors, kind, lambda child, site, node: None)
 
 
 def by_value(typing: AxisTyping) -> list[Site]:
@@ -75,8 +83,8 @@ def second_ignored(typing: Typing) -> Typing:
 
 NO_DENOMINATORS = without("graphclone.axes.solver.find_denominators", lambda typing: [])
 BY_VALUE = without("graphclone.axes.solver.find_denominators", by_value)
-NO_SCALE = without("graphclone.surgery._Surgeon._scale", lambda surgeon, site, node: None)
-NO_FREEZING = without("graphclone.surgery._Surgeon._shape", lambda surgeon, site, node: None)
+NO_SCALE = unedited(STORES, "scale")
+NO_FREEZING = unedited(REPORTS, "shape")
 ANY_POSITIONS = without("graphclone.axes.positions.Positions.index", lambda positions, op, tensor, axis: None)
 NO_REPETITION = without("graphclone.axes.initializers.repeated_axes", lambda weight: ())
 NO_CLIPS = without("graphclone.axes.wrapping._clipped", lambda op, names, origin: None)
