@@ -200,7 +200,7 @@ class Equations:
                 self._bind(a, b)
             elif b.kind == ATOM:
                 self._bind(b, a)
-            else:  # kept whole, both: how they are built no longer matters, and must not be asked again
+            elif first_lock(b):  # kept whole, both: how they are built no longer matters, and must not be asked again
                 a.link = b
         elif a.kind == ATOM:
             self._bind(a, b)
