@@ -8,6 +8,7 @@ import pytest
 from graphclone.analysis import analyse
 from graphclone.axes.axis import leaves
 from graphclone.model import Model, load
+from graphclone.verify import verify
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHUFFLED = ["jax/scan", "optimum/bart/decoder_model", "optimum/gpt2/model", "paddle/vit", "tf/bert"]
@@ -59,3 +60,23 @@ def test_heads_are_numbered_by_the_outputs_they_lead_to(graph) -> None:
     named = carriers(graph(TWO_HEADS))
     assert {"head_0": {("c", 1), ("d", 0)}, "head_1": {("a", 1), ("b", 0)}}.items() <= named.items()
     assert named["stem_0"] == {("table", 1), ("enter", 0)}
+
+
+WRITTEN_OUT = """(float[B, S, 12] x, float[B, S, 12] z) => (float[B, S, 12] y) <
+    float[12, 12] q, float[12, 12] k, float[12, 12] o, int64[3] split = {-1, 7, 12}, int64[1] width = {12},
+    int64[1] length = {7}, int64[1] first = {0}, int64[1] second = {1}> {
+    s = Shape(x)  b = Slice(s, first, second)  to = Concat <axis = 0> (b, length, width)
+    e = Add(x, z)  a = MatMul(e, q)  c = MatMul(e, k)  d = Reshape(c, to)  t = Transpose <perm = [0, 2, 1]> (d)
+    m = MatMul(a, t)  p = Softmax(m)  v = MatMul(p, e)  w = MatMul(v, o)  y = Add(e, w) }"""
+
+
+def test_a_length_that_an_exporter_wrote_into_a_reshape(graph) -> None:
+    model = graph(WRITTEN_OUT)
+    analysis = analyse(model)
+    assert analysis.typing.written == {"S": (7, "Reshape node 'Reshape_6'")}
+    assert [d.name for d in analysis.dimensions if not d.locked] == [
+        "hidden", "blocks.0.head_dim", "blocks.0.v_head_dim"
+    ]  # fmt: skip
+    assert analysis.typing.types["x"][1].lock == "axis 1 of graph input 'x'"
+    report = verify(model, analysis=analysis)
+    assert report.ok, str(report)

@@ -13,8 +13,10 @@ def matmul(op: Op) -> str:
     return f"{first}, {second} -> {output}"
 
 
-def fused_matmul(op: Op) -> str:
+def fused_matmul(op: Op) -> str | None:
     """MatMul whose operands may be transposed."""
+    if op.attribute("transBatchA", 0) or op.attribute("transBatchB", 0):
+        return None
     first = "... k m" if op.attribute("transA", 0) else "... m k"
     second = "... n k" if op.attribute("transB", 0) else "... k n"
     return f"{first}, {second} -> ... m n"
@@ -45,39 +47,65 @@ def einsum(op: Op) -> str:
 
 
 def convolution(op: Op) -> Typing:
-    """Channels in groups; the spatial axes and the kernel are fixed."""
+    """Channels in groups; the spatial axes and the kernel are fixed, unless it mixes channels place by place."""
     rank = op.rank(0) - 2
     groups = int(op.attribute("group", 1))
     kernel = [size[0] for size in op.sizes(1)[2:]]
     outs = letters(rank, "o")
-    sizes = dict(zip(outs, pooled_sizes(op, op.sizes(0)[2:], kernel)))
-    spatial, window = " ".join("_" for _ in outs), " ".join("_" for _ in outs)
+    window = " ".join("_" for _ in outs)
+    if _is_pointwise(op, kernel):
+        spatial, sizes, fixed = " ".join(outs), {}, ()
+    else:
+        spatial, sizes, fixed = window, dict(zip(outs, pooled_sizes(op, op.sizes(0)[2:], kernel))), tuple(outs)
     if groups == 1:
-        text = f"b c {spatial}, m c {window}, m -> b m {' '.join(outs)}"
-        return Typing(text, sizes, fixed=tuple(outs))
-    text = f"b (g c) {spatial}, (g m) c {window}, (g m) -> b (g m) {' '.join(outs)}"
-    return Typing(text, {**sizes, "g": (groups,)}, (Store("group", "g"),), fixed=tuple(outs))
+        output = f"b m {' '.join(outs)}"
+        return Typing(f"b c {spatial}, m c {window}, m{_added(op, output)} -> {output}", sizes, fixed=fixed)
+    output = f"b (g m) {' '.join(outs)}"
+    text = f"b (g c) {spatial}, (g m) c {window}, (g m){_added(op, output)} -> {output}"
+    return Typing(text, {**sizes, "g": (groups,)}, (Store("group", "g"),), fixed=fixed)
+
+
+def _added(op: Op, output: str) -> str:
+    """Return the pattern of what com.microsoft.FusedConv adds to its result."""
+    return f", {output}" if op.type == "FusedConv" and op.has(3) else ""
+
+
+def _is_pointwise(op: Op, kernel: list[int]) -> bool:
+    """Tell whether a convolution sees one place at a time and skips none (a linear operator, talking heads, gMLP)."""
+    steps = [*kernel, *op.attribute("strides", [])]
+    return all(step == 1 for step in steps) and not any(op.attribute("pads", []))
 
 
 def transposed_convolution(op: Op) -> Typing | None:
-    rank = op.rank(0) - 2
-    if int(op.attribute("group", 1)) != 1 or "output_shape" in op.node.attrs:
+    """Channels in groups, the input's first in the weight; the spatial axes and the kernel are fixed."""
+    if "output_shape" in op.node.attrs:
         return None
+    groups = int(op.attribute("group", 1))
+    outs = letters(op.rank(0) - 2, "o")
+    sizes = dict(zip(outs, _spread_sizes(op)))
+    fixed, spatial = " ".join("_" for _ in outs), " ".join(outs)
+    if groups == 1:
+        return Typing(f"b c {fixed}, c m {fixed}, m -> b m {spatial}", sizes, fixed=tuple(outs))
+    text = f"b (g c) {fixed}, (g c) m {fixed}, (g m) -> b (g m) {spatial}"
+    return Typing(text, {**sizes, "g": (groups,)}, (Store("group", "g"),), fixed=tuple(outs))
+
+
+def _spread_sizes(op: Op) -> list:
+    """Return the spatial output sizes of a transposed convolution."""
+    rank = op.rank(0) - 2
     kernel = [size[0] for size in op.sizes(1)[2:]]
     strides = op.attribute("strides", [1] * rank)
     dilations = op.attribute("dilations", [1] * rank)
     extra = op.attribute("output_padding", [0] * rank)
     pads = op.attribute("pads", [0] * (2 * rank))
-    outs = letters(rank, "o")
-    sizes = {
-        name: tuple(
-            strides[i] * (entry - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1 - pads[i] - pads[i + rank]
-            for entry in op.sizes(0)[2 + i]
-        )
-        for i, name in enumerate(outs)
-    }
-    fixed = " ".join("_" for _ in outs)
-    return Typing(f"b c {fixed}, c m {fixed}, m -> b m {' '.join(outs)}", sizes, fixed=tuple(outs))
+    same = op.attribute("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+
+    def one(size: int, i: int) -> int:
+        if same:
+            return size * strides[i]
+        return strides[i] * (size - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1 - pads[i] - pads[i + rank]
+
+    return [tuple(one(entry, i) for entry in size) for i, size in enumerate(op.sizes(0)[2:])]
 
 
 BLOCK = 16  # channels that onnxruntime stores side by side: 8 or 16, by what the processor has
@@ -97,7 +125,7 @@ def blocked_convolution(op: Op) -> Typing | None:
         blocks, source = blocks.replace(" c ", " (c y) ", 1), data.replace("b c", "b (c y)", 1)
         sizes |= {"c": (op.sizes(1)[1][0] // BLOCK,), "y": (BLOCK,)}
         fixed = (*fixed, "y")
-    outs = " ".join(plain.fixed)
+    outs = " ".join(letters(op.rank(0) - 2, "o"))
     return Typing(f"{source}, {blocks}, (m z) -> b (m z) {outs}", sizes, fixed=(*fixed, "z"))
 
 
@@ -119,4 +147,4 @@ rule("Conv", convolution)
 rule("ConvTranspose", transposed_convolution)
 rule("FusedMatMul", fused_matmul, domain="com.microsoft")
 rule(["FusedGemm"], gemm, domain="com.microsoft")
-rule(["FusedConv", "NhwcFusedConv"], convolution, domain="com.microsoft")
+rule("FusedConv", convolution, domain="com.microsoft")

@@ -1,21 +1,22 @@
 """Give every tensor its axes: one sweep over the nodes in topological order, adding each rule's equations."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphclone.axes import load_rules
-from graphclone.axes.axis import Axis, Equations, find, is_fill, leaves, lock
+from graphclone.axes.axis import Axis, Equations, find, is_fill, leaves, lock, multiply
 from graphclone.axes.binding import Binding
 from graphclone.axes.denominators import find_denominators
 from graphclone.axes.initializers import Initializers
-from graphclone.axes.liveness import data_live, used_tensors
+from graphclone.axes.liveness import data_live
 from graphclone.axes.positions import Positions
 from graphclone.axes.registry import Typing, find_rule
-from graphclone.axes.symbols import Symbols
+from graphclone.axes.symbols import Regrouping, Symbols
 from graphclone.axes.typed import Axes, AxisTyping, Site, TypedNode
 from graphclone.axes.values import evaluate
-from graphclone.graphs import holds_floats, subgraphs
+from graphclone.graphs import holds_floats, subgraphs, walk
 from graphclone.model import Model
 from graphclone.op import Op
 from graphclone.weights import weight_of
@@ -28,22 +29,28 @@ def type_axes(model: Model) -> AxisTyping:
         typing = type_axes(graphclone.load("gpt2.onnx")); typing.types["last_hidden_state"]
     """
     load_rules()
-    same: dict[str, str] = {}
+    same: dict[str, str | int] = {}
+    written: dict[str, tuple[int, str]] = {}
     while True:
         sweep = _Sweep(model, same)
         typing = sweep.run()
-        found = sweep.symbols.coinciding(sweep.equations.conflicts)
+        found: dict[str, str | int] = sweep.symbols.coinciding(sweep.equations.conflicts)
+        if not found:
+            fixed = sweep.symbols.written_out(sweep.misfits)
+            written |= fixed | {symbol: fixed[other] for symbol, other in same.items() if other in fixed}
+            found = {symbol: size for symbol, (size, _) in fixed.items()}
         if not found:
             break
         same = {**{symbol: found.get(other, other) for symbol, other in same.items()}, **found}
+    typing.written = written
     typing.sites += find_denominators(typing)
     return typing
 
 
 class _Sweep:
-    """One pass; `same` maps symbolic sizes to those an earlier pass found them to equal."""
+    """One pass; `same` maps symbolic sizes to those, or to the numbers, an earlier pass found them to equal."""
 
-    def __init__(self, model: Model, same: Mapping[str, str]):
+    def __init__(self, model: Model, same: Mapping[str, str | int]):
         self.model = model
         self.result = AxisTyping()
         self.equations = Equations()
@@ -51,6 +58,7 @@ class _Sweep:
         self.initializers = Initializers(self.result)
         self.positions = Positions(self.result, self.equations)
         self.arithmetic: set[str] = set()  # tensors that are shape arithmetic
+        self.misfits: list[Regrouping] = []
         self.lost: dict[str, str] = {}  # tensors whose axes are unknown -> the node without a rule that they descend from
         self.opsets = {item.domain: item.version for item in model.graph.import_domains}
 
@@ -73,8 +81,8 @@ class _Sweep:
             self.result.types[name] = None
             return
         axes = [Axis(self.symbols.size(size, f"{name}.{i}")) for i, size in enumerate(tensor.shape)]
-        if not holds_floats(tensor):
-            for i, axis in enumerate(axes):
+        for i, axis in enumerate(axes):
+            if not holds_floats(tensor) or tensor.shape[i] in self.symbols.numbers:
                 lock(axis, f"axis {i} of graph input '{name}'")
         self.result.types[name] = axes
         self.positions.origin[name] = name
@@ -117,6 +125,7 @@ class _Sweep:
         missing = any(op.has(slot) and axes is None for slot, axes in enumerate(op.axes))
         typing = rule.read(op) if rule and not missing else None
         if typing is None:
+            self._note_misfit(op)
             return self._unknown(op, rule is None)
         if not constrains:
             op.axes = [None if axes is None else [Axis(axis.size) for axis in axes] for axes in op.axes]
@@ -187,12 +196,8 @@ class _Sweep:
             self.result.unknown.append(where)
         reason = f"no axis rule for {where}" if no_rule else f"{where} has sizes that depend on data"
         reason = next((self.lost[tensor.name] for tensor in op.node.inputs if tensor.name in self.lost), reason)
-        inner = [t for graph in subgraphs(op.node) for t in used_tensors(graph)]
-        for tensor in [*op.node.inputs, *inner]:
-            for axis in self.result.types.get(tensor.name) or ():
-                lock(axis, reason)
-        for use_axes in op.axes:
-            for axis in use_axes or ():
+        for axes in (*op.axes, *self._inside(op.node)):
+            for axis in axes or ():
                 lock(axis, reason)
         self.positions.compute(op)
         for tensor in op.node.outputs:
@@ -204,6 +209,21 @@ class _Sweep:
                 self.lost[tensor.name] = reason
             self.result.types[tensor.name] = axes
         self._note(op)
+
+    def _inside(self, node: gs.Node) -> Iterator[Axes | None]:
+        """Yield the axes of what a node's subgraphs read from outside or hold; their initializers are in use there."""
+        for scope in (scope for graph in subgraphs(node) for scope in walk(graph)):
+            reads = [(reader, slot, tensor) for reader in scope.nodes for slot, tensor in enumerate(reader.inputs)]
+            for reader, slot, tensor in (*reads, *((None, 0, tensor) for tensor in scope.outputs)):
+                is_constant = isinstance(tensor, gs.Constant)
+                yield self.initializers.axes(tensor, reader, slot) if is_constant else self.result.types.get(tensor.name)
+
+    def _note_misfit(self, op: Op) -> None:
+        """Note how many entries a Reshape reads and how many its target has, where that lists every size."""
+        target = op.value(1) if op.type == "Reshape" and op.axes[0] else None
+        if target is not None and all((entry > 0).all() for entry in target):
+            read = multiply(axis.size for axis in op.axes[0])
+            self.misfits.append((read, tuple(int(np.prod(entry)) for entry in target), op.where))
 
     def _branch(self, op: Op) -> None:
         """If: both bodies live in the outer scope; their outputs are the same tensors."""

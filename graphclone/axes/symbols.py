@@ -14,16 +14,17 @@ from graphclone.graphs import holds_floats
 
 SMALL_PRIMES = [(2, 3), (5, 7), (11, 13), (17, 19), (23, 29), (31, 37), (41, 43), (47, 53), (59, 61), (67, 71)]
 LARGE_PRIMES = [(1601, 2003), (1607, 2011), (1609, 2017), (1613, 2027)]
+Regrouping = tuple[Size, Size, str]  # entries read, entries of the target, the node
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
 
 
 class Symbols:
-    """Probe sizes of symbols; `same` maps symbols to those an earlier sweep found them to equal.
+    """Probe sizes of symbols; `same` maps symbols to those, or to the numbers, an earlier sweep found them to equal.
 
     Every symbol of a graph input gets its own pair of sizes; those of images and waves are large.
     """
 
-    def __init__(self, inputs: Iterable[gs.Variable], same: Mapping[str, str]):
+    def __init__(self, inputs: Iterable[gs.Variable], same: Mapping[str, str | int]):
         self._same = same
         self._known: dict[str, Size] = {}
         small, large = itertools.cycle(SMALL_PRIMES), itertools.cycle(LARGE_PRIMES)
@@ -34,6 +35,8 @@ class Symbols:
                 if isinstance(size, str) and size.isidentifier() and size not in self._known:
                     spatial = floats and (axis >= 2 or len(tensor.shape) == 2 > axis > 0)
                     self._known[size] = next(large if spatial else small)
+        self._fed = tuple(self._known)
+        self.numbers = {symbol: size for symbol, size in same.items() if isinstance(size, int)}
 
     def size(self, size: int | str | None, where: str) -> Size:
         """Return the probe sizes of an entry of a shape; `where` names the axis, for an entry without a name."""
@@ -41,8 +44,11 @@ class Symbols:
             return (int(size), int(size))
         text = size if isinstance(size, str) and size else where
         text = self._same.get(text, text)
+        if isinstance(text, int):
+            return (text, text)
         if text not in self._known:
-            known = [_evaluate(text, {name: pair[probe] for name, pair in self._known.items()}) for probe in (0, 1)]
+            pairs = {**self._known, **{name: (size, size) for name, size in self.numbers.items()}}
+            known = [_evaluate(text, {name: pair[probe] for name, pair in pairs.items()}) for probe in (0, 1)]
             fresh = SMALL_PRIMES[len(self._known) % len(SMALL_PRIMES)]
             self._known[text] = tuple(known) if all(known) else fresh
         return self._known[text]
@@ -64,6 +70,30 @@ class Symbols:
                     found = {symbol: first if other == second else other for symbol, other in found.items()}
                     found[second] = first
         return found
+
+    def written_out(self, regroupings: Iterable[Regrouping]) -> dict[str, tuple[int, str]]:
+        """Return the symbols that a graph has one size alone for: {symbol: (the size, the node that says so)}.
+
+        An exporter that traces a length as a number writes it into a Reshape, and still calls the axis dynamic.
+        regroupings: Reshapes whose target has another number of entries than what they read.
+        """
+        found: dict[str, tuple[int, str]] = {}
+        for read, target, where in regroupings:
+            fitting = {symbol: self._fitting(self._known[symbol], read, target) for symbol in self._fed}
+            fitting = {symbol: size for symbol, size in fitting.items() if size is not None}
+            if len(fitting) == 1:
+                symbol, size = fitting.popitem()
+                found.setdefault(symbol, (size, where))
+        return found
+
+    @staticmethod
+    def _fitting(symbol: Size, read: Size, target: Size) -> int | None:
+        """Return the one size of a symbol with which a Reshape reads as many entries as its target has."""
+        sizes = {
+            size * wanted // given if given % size == 0 and size * wanted % given == 0 else None
+            for size, given, wanted in zip(symbol, read, target, strict=True)
+        }
+        return sizes.pop() if len(sizes) == 1 else None
 
 
 def _evaluate(text: str, known: Mapping[str, int]) -> int | None:

@@ -50,7 +50,8 @@ class AxisTyping:
 
     types: axes of every tensor by name (None where unknown). uses: every use of every initializer. nodes: every
     node in order. sites: what surgery rewrites. index_axes: {integer graph input: the axis its values range over},
-    position_outputs the same of graph outputs.
+    position_outputs the same of graph outputs. written: symbolic sizes that only one number fits: {symbol: (the number,
+    the node that says so)}.
     minimum: (axis, least size, node) triples. fills: (axis of a generated fill, axis it broadcasts against) pairs. unknown: nodes without a rule. values: known shape arithmetic.
     """
 
@@ -64,4 +65,5 @@ class AxisTyping:
     unknown: list[str] = field(default_factory=list)
     values: dict[str, Values] = field(default_factory=dict)
     fills: list[tuple[Axis, Axis]] = field(default_factory=list)
+    written: dict[str, tuple[int, str]] = field(default_factory=dict)
     shape_only: set[int] = field(default_factory=set)

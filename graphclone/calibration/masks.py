@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 from graphclone.calibration.limits import index_limits
 from graphclone.errors import InputError
 from graphclone.model import Model
+from graphclone.weights import weight_of
 
 ATTENTION = {
     "Attention", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention", "LongformerAttention", "MultiHeadAttention",
@@ -17,6 +18,7 @@ SOFTMAX = {"Exp", "LogSoftmax", "Softmax"}
 CONTRACTIONS = {"Conv", "Einsum", "Gemm", "MatMul"}
 ENDS = CONTRACTIONS | {"LayerNormalization", "RMSNormalization", "RotaryEmbedding", "Shape", "Size"}
 NO_MASK = {"Cos", "OneHot", "Sin"}
+FILLS = {"Cast", "CastLike", "Expand", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 def mask_inputs(model: Model) -> tuple[str, ...]:
@@ -73,18 +75,73 @@ def _is_mask(values: np.ndarray) -> bool:
     return values.ndim == 2 and bool(((values == 0) | (values == 1)).all())
 
 
+def sense(model: Model, name: str) -> bool:
+    """Return what a mask holds where a token is real: True (attend here), or False where it marks what to ignore.
+
+    torch.nn.Transformer's padding masks are of the second kind. An input that reaches no attention counts as the first.
+
+    Example:
+        >>> sense(graphclone.load("encoder.onnx"), "src_key_padding_mask")  # doctest: +SKIP
+        False
+    """
+    tensor = next(tensor for tensor in model.inputs if tensor.name == name)
+    return _effect(tensor) != -1
+
+
 def _masks_attention(tensor: gs.Tensor) -> bool:
-    reached, waiting, seen = False, [tensor], {tensor.name}
+    return _effect(tensor) is not None
+
+
+def _effect(tensor: gs.Tensor) -> int | None:
+    """Return 1 where larger values of an input raise attention scores, -1 where they lower them, None for no mask."""
+    effect, waiting, seen = None, [(tensor, 1)], {tensor.name}
     while waiting:
-        current = waiting.pop()
+        current, sign = waiting.pop(0)
         for node in current.outputs:
             if node.op in NO_MASK:
-                return False
-            reached = reached or node.op in SOFTMAX or node.op in ATTENTION
+                return None
+            if effect is None and (node.op in SOFTMAX or node.op in ATTENTION):
+                effect = sign
             is_index = node.op == "Gather" and node.inputs[0] is not current
             if node.op in SOFTMAX or node.op in ATTENTION or node.op in ENDS or is_index:
                 continue
+            slot = next(i for i, item in enumerate(node.inputs) if item is current)
             fresh = [item for item in node.outputs if item.name not in seen]
             seen.update(item.name for item in fresh)
-            waiting.extend(fresh)
-    return reached
+            waiting.extend((item, sign * _turn(node, slot)) for item in fresh)
+    return effect
+
+
+def _turn(node: gs.Node, slot: int) -> int:
+    """Return -1 where a node's output falls as its input in that slot rises, else 1."""
+    other = _filled_with(node.inputs[1 - slot]) if len(node.inputs) == 2 else None
+    if node.op in ("Not", "Neg"):
+        return -1
+    if node.op == "Equal":
+        return -1 if other == 0 else 1
+    if node.op in ("Less", "LessOrEqual"):
+        return -1 if slot == 0 else 1
+    if node.op in ("Greater", "GreaterOrEqual", "Sub"):
+        return -1 if slot == 1 else 1
+    if node.op in ("Mul", "Div"):
+        return -1 if other is not None and other < 0 else 1
+    if node.op == "Where" and slot == 0:
+        chosen, rest = (_filled_with(tensor) for tensor in node.inputs[1:])
+        return -1 if (0 if chosen is None else chosen) < (0 if rest is None else rest) else 1
+    return 1
+
+
+def _filled_with(tensor: gs.Tensor) -> float | None:
+    """Return the one number that a tensor is filled with, as far as the graph says."""
+    for _ in range(8):
+        if isinstance(tensor, gs.Constant):
+            break
+        node = tensor.inputs[0] if tensor.inputs else None
+        if node is None or node.op not in (*FILLS, "ConstantOfShape"):
+            return None
+        if node.op == "ConstantOfShape":
+            value = node.attrs.get("value")
+            return float(np.ravel(0.0 if value is None else getattr(value, "values", value))[0])
+        tensor = node.inputs[0]
+    weight = weight_of(tensor) if isinstance(tensor, gs.Constant) else None
+    return float(np.ravel(weight.load())[0]) if weight is not None and weight.size == 1 else None

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ from graphclone.calibration.instrument import (
 )
 from graphclone.calibration.layout import Layout, Scheme, find_layout
 from graphclone.calibration.limits import index_limits
+from graphclone.calibration.masks import sense
 from graphclone.calibration.session import RUNTIME_ERRORS, first_line, open_session
 from graphclone.calibration.statistics import MomentSums, SpanSums, Statistics, TapSums
 from graphclone.calibration.taps import Moment, Span, Tap
@@ -69,7 +70,7 @@ class Meter:
         self.parent = self.parent or self.model.fingerprint
         self.limits = index_limits(self.model)
         self._check_indices(self.first)
-        self.masks = self.question.masks
+        self.masks = {name: sense(self.model, name) for name in self.question.masks}
         self.reference = _reference(self.model, self.masks)
         self._layouts = _layouts(self.model, self.question, self.first, self.reference)
         self._run = self._open()
@@ -166,14 +167,15 @@ class Meter:
     def _tokens(self, batch: Batch, taps: Mapping, spans: Mapping) -> int:
         """Count tokens by the first mask, else by the rows of the residual stream."""
         if self.masks:
-            return int(_weights(batch, self.masks[:1], self.reference)[token_weights(self.masks[0])].sum())
+            first = next(iter(self.masks))
+            return int(_weights(batch, self.masks, self.reference)[token_weights(first)].sum())
         return int(next((sums.count for sums in (*spans.values(), *taps.values())), batch.samples))
 
 
 class _Run:
     """An instrumented graph and its session."""
 
-    def __init__(self, graph: Instrumented, question: Question, masks: Sequence[str], reference: str):
+    def __init__(self, graph: Instrumented, question: Question, masks: Mapping[str, bool], reference: str):
         self.graph = graph
         self.session = open_session(graph.model, provider=question.provider, threads=question.threads)
         self.names = [output.name for output in self.session.get_outputs()]
@@ -212,13 +214,16 @@ def digest(feeds: Feeds) -> str:
     return result.hexdigest()
 
 
-def _weights(batch: Batch, masks: Iterable[str], reference: str) -> dict[str, np.ndarray]:
-    """Return what samples and tokens count: 1, or 0 for padding and for samples that fill a static batch."""
+def _weights(batch: Batch, masks: Mapping[str, bool], reference: str) -> dict[str, np.ndarray]:
+    """Return what samples and tokens count: 1, or 0 for padding and for samples that fill a static batch.
+
+    masks: {input: what it holds at real tokens}.
+    """
     shape = batch.feeds[reference].shape
     samples = (np.arange(shape[0] if shape else 1) < batch.samples).astype(np.float32)
     weights = {SAMPLES: samples}
-    for mask in masks:
-        weights[token_weights(mask)] = (batch.feeds[mask] != 0).astype(np.float32) * samples[:, None]
+    for mask, real in masks.items():
+        weights[token_weights(mask)] = ((batch.feeds[mask] != 0) == real).astype(np.float32) * samples[:, None]
     return weights
 
 
@@ -252,7 +257,7 @@ def _total(weights: np.ndarray) -> float:
     return float(weights.sum(dtype=np.float64))
 
 
-def _reference(model: Model, masks: Sequence[str]) -> str:
+def _reference(model: Model, masks: Iterable[str]) -> str:
     """Return an input whose axis 0 is the batch."""
     specs = input_specs(model)
     ranked = [name for name, spec in specs.items() if spec.shape is None or len(spec.shape) > 1]

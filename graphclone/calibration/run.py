@@ -36,7 +36,8 @@ def measure(
     """Run the model over batches with onnxruntime, and return the statistics asked for.
 
     batches: what `open_data` returns, or any form of data that it takes.
-    mask: the [batch, sequence] inputs that are 0 at padding; left out, they are found in the graph.
+    mask: the [batch, sequence] inputs that mark padding; left out, they are found in the graph. The graph also says
+        whether it is zeros that mark it (as in Hugging Face's models) or ones (as in torch.nn.Transformer).
     progress: show a bar with samples per second and time left on the terminal's error stream.
     checkpoint: a file written every `every` batches and at Ctrl-C, taken up where it exists, and removed at the end.
     Ctrl-C returns what was counted so far, with `interrupted` set.

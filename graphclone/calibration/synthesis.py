@@ -8,7 +8,7 @@ import numpy as np
 
 from graphclone.calibration.feeds import Feeds, InputSpec, input_specs, kind
 from graphclone.calibration.limits import index_limits
-from graphclone.calibration.masks import mask_inputs
+from graphclone.calibration.masks import mask_inputs, sense
 from graphclone.errors import InputError
 from graphclone.model import Model
 
@@ -31,7 +31,7 @@ def synthesise(
     padded: bool = False,
     seed: int = 0,
 ) -> Feeds:
-    """Return feeds for every input: ids below the size of their table, masks of ones, floats normal.
+    """Return feeds for every input: ids below the size of their table, masks that hide nothing, floats normal.
 
     sizes: of dynamic sizes by name, a nameless one is called `input:axis`; left out ones become 3, 7, 5, 11, ... in
         order, names like `past + sequence` are computed.
@@ -49,8 +49,9 @@ def synthesise(
     limits = {name: limit.size for name, limit in index_limits(model).items()} | dict(upper or {})
     masks = mask_inputs(model) if masks is None else masks
     random = np.random.default_rng(seed)
+    real = {name: sense(model, name) for name in masks}
     return {
-        name: _values(spec, _shape(spec, known), random, limits.get(name), name in masks, padded)
+        name: _values(spec, _shape(spec, known), random, limits.get(name), real.get(name), padded)
         for name, spec in specs.items()
     }
 
@@ -112,12 +113,18 @@ def _evaluate(term: ast.expr, sizes: Mapping[str, int]) -> int:
 
 
 def _values(
-    spec: InputSpec, shape: tuple[int, ...], random: np.random.Generator, limit: int | None, is_mask: bool, padded: bool
+    spec: InputSpec,
+    shape: tuple[int, ...],
+    random: np.random.Generator,
+    limit: int | None,
+    real: bool | None,
+    padded: bool,
 ) -> np.ndarray:
-    if is_mask:
-        values = np.ones(shape)
-        if padded and shape[-1] > 1:
-            values[-1, -max(1, shape[-1] // 3) :] = 0
+    """Return values of one input; `real` is what a mask holds at real tokens, None for what is no mask."""
+    if real is not None:
+        values = np.full(shape, float(real))
+        if padded and shape and shape[-1] > 1:
+            values.reshape(-1, shape[-1])[-1, -max(1, shape[-1] // 3) :] = not real
     elif kind(spec.dtype) == "f":
         values = random.standard_normal(shape)
     elif spec.dtype == bool:

@@ -25,6 +25,7 @@ def describe(model: Model, analysis: Analysis) -> dict:
         one stack; `entry` and `exit` are tensors of the residual stream.
     ties: [[initializer, initializer]] that hold one matrix.
     unknown: the nodes without an axis rule.
+    fixed: {symbol: {size, by}} of symbolic sizes that only one number fits, and the node that says so.
     """
     return {
         "model": {
@@ -41,6 +42,7 @@ def describe(model: Model, analysis: Analysis) -> dict:
         "stacks": {stack.prefix.rstrip("."): _blocks(stack) for stack in analysis.stacks},
         "ties": [[tie.first, tie.second] for tie in model.ties],
         "unknown": list(analysis.typing.unknown),
+        "fixed": {symbol: {"size": n, "by": where} for symbol, (n, where) in analysis.typing.written.items()},
     }
 
 

@@ -21,7 +21,7 @@ batches = click.option("--batches", metavar="N", type=click.IntRange(min=1), hel
 batch_size = click.option(
     "--batch-size", metavar="N", type=click.IntRange(min=1), help="Samples a batch. Default: 8, or the model's own."
 )
-mask = click.option("--mask", metavar="INPUT", help="The input whose zeros mark padding. Default: found in the graph.")
+mask = click.option("--mask", metavar="INPUT", help="The input that marks padding. Default: found in the graph.")
 native_constants = click.option(
     "--native-constants",
     is_flag=True,

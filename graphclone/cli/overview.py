@@ -54,6 +54,8 @@ def _facts(model: Model, analysis: Analysis) -> Table:
     for title, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
         for number, tensor in enumerate(tensors):
             grid.add_row("" if number else title, tensor.name, type_name(tensor), interface(tensor))
+    for number, (symbol, (length, where)) in enumerate(analysis.typing.written.items()):
+        grid.add_row("" if number else "fixed", symbol, f"is {length}", f"{where} takes no other size")
     for number, stack in enumerate(analysis.stacks):
         for row in _stack(stack):
             grid.add_row("" if number else "blocks", *row)

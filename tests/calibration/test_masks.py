@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from graphclone.calibration.limits import Limit, index_limits
-from graphclone.calibration.masks import chosen_masks, mask_inputs
+from graphclone.calibration.masks import chosen_masks, mask_inputs, sense
 from graphclone.calibration.run import measure
 from graphclone.calibration.taps import Tap
+from graphclone.verify import verify
 
 BERT = """(int64[b, s] input_ids, int64[b, s] token_type_ids, int64[b, s] attention_mask, int64[b, s] position_ids)
 => (float[b, s, 6] y) <float[23, 6] words, float[2, 6] types, float[17, 6] places, float[6, 6] w>
@@ -77,3 +78,40 @@ def test_a_named_mask_counts(graph):
     stats = measure(model, [{"x": x, "w": w}], [Tap("y")], provider="cpu", progress=False, mask="w")
     assert stats.tokens == 4
     assert np.allclose(stats.mean("y"), -x[w > 0].mean(0), atol=1e-6)
+
+
+IGNORED = """(float[b, s, 6] x, bool[b, s] ignore) => (float[b, s, 6] y) <float[6, 6] w> {
+    keys = Transpose<perm = [0, 2, 1]>(x)  scores = MatMul(x, keys)
+    axis = Constant<value = int64[1] {1}>()  zero = Constant<value = float {0}>()
+    low = Constant<value = float {-9999}>()
+    BIAS
+    wide = Unsqueeze(bias, axis)  masked = Add(scores, wide)  weights = Softmax(masked)  mixed = MatMul(weights, x)
+    y = MatMul(mixed, w) }"""
+
+
+@pytest.mark.parametrize(
+    ("bias", "real"),
+    [
+        ("bias = Where(ignore, low, zero)", False),
+        ("bias = Where(ignore, zero, low)", True),
+        ("shown = Not(ignore)  bias = Where(shown, zero, low)", False),
+        ("whole = Cast<to = 1>(ignore)  bias = Mul(whole, low)", False),
+        ("f = Cast<to = 1>(ignore)  one = Constant<value = float {1}>()  d = Sub(one, f)  bias = Mul(d, low)", True),
+        ("size = Shape(ignore)  fill = ConstantOfShape(size)  bias = Where(ignore, low, fill)", False),
+        ("n = Cast<to = 7>(ignore)  o = Constant<value = int64 {0}>()  e = Equal(n, o)  bias = Where(e, low, zero)", True),
+    ],
+)
+def test_which_value_of_a_mask_marks_padding(graph, bias, real):
+    model = graph(IGNORED.replace("BIAS", bias))
+    assert mask_inputs(model) == ("ignore",)
+    assert sense(model, "ignore") is real
+    x = np.random.default_rng(0).standard_normal((2, 5, 6)).astype(np.float32)
+    shown = np.arange(5) < np.array([[5], [2]])
+    (counted,) = measure(model, [{"x": x, "ignore": shown == real}], [Tap("x", -1)]).taps.values()
+    assert counted.count == 7
+    assert np.allclose(counted.absolute, np.abs(x[shown]).sum(0), rtol=1e-5)
+
+
+def test_verify_hides_nothing_where_ones_mark_padding(graph):
+    report = verify(graph(IGNORED.replace("BIAS", "bias = Where(ignore, low, zero)").replace("-9999", "-inf")))
+    assert report.ok, str(report)
