@@ -70,21 +70,24 @@ def packed_attention(op: Op) -> Typing | None:
     listed = op.attribute("qkv_hidden_sizes")
     width = op.sizes(1)[1][0]
     q, k, v = [int(entry) for entry in listed] if listed else [width // 3] * 3
+    cached = (op.has(4) and op.axes[4] is not None) or op.wants(1)
+    value = "d" if cached and q == v else "v"  # keys and values lie in one cache
     sizes = {"h": (heads,), "d": (q // heads,), "v": (v // heads,)}
-    packed = "((h d) + (h d) + (h v))"
+    packed = f"((h d) + (h d) + (h {value}))"
     mask = "."
     bias = _bias(op, 5, "h")
     past = "_ b h p d" if op.has(4) and op.axes[4] is not None else "."
-    if past != "." and q != v:
+    if cached and q != v:
         return None
     present = "two b h t d" if op.wants(1) else "."
     if op.wants(1):
         sizes |= {"two": (2,), "t": (4093, 4099)}
-    text = f"b s e, e {packed}, {packed}, {mask}, {past}, {bias} -> b s (h v), {present}"
+    text = f"b s e, e {packed}, {packed}, {mask}, {past}, {bias}, . -> b s (h {value}), {present}"
     stores = [Store("num_heads", "h"), _scale(op, q // heads)]
     if listed:
-        stores.append(Store("qkv_hidden_sizes", "(h d) (h d) (h v)"))
-    return Typing(text, sizes, tuple(stores), ("two", "t") if op.wants(1) else ())
+        stores.append(Store("qkv_hidden_sizes", f"(h d) (h d) (h {value})"))
+    fixed = ("d",) if op.attribute("do_rotary", 0) else ()  # it turns pairs of entries
+    return Typing(text, sizes, tuple(stores), (*fixed, *(("two", "t") if op.wants(1) else ())))
 
 
 def _bias(op: Op, slot: int, heads: str) -> str:
@@ -120,13 +123,13 @@ def multi_head_attention(op: Op) -> Typing | None:
         sizes["t"] = (4093, 4099)
     output = "d" if values == "." else "v"
     text = (
-        f"b q (h d), {keys}, {values}, {bias}, ., {_bias(op, 5, 'h')}, {past} -> b q (h {output}), b h t d, b h t {output}"
+        f"b q (h d), {keys}, {values}, {bias}, ., {_bias(op, 5, 'h')}, {past}, ., . -> b q (h {output}), b h t d, b h t {output}"
     )
     return Typing(text, sizes, (*stores, _scale(op, head_size)))
 
 
 def group_query_attention(op: Op) -> Typing | None:
-    """com.microsoft.GroupQueryAttention: fewer key/value heads, a cache, optionally rotary tables."""
+    """com.microsoft.GroupQueryAttention: fewer key/value heads, a cache, optionally rotary tables, a bias and sinks."""
     heads, groups = int(op.attribute("num_heads")), int(op.attribute("kv_num_heads"))
     grouped = heads != groups
     query = "(g r)" if grouped else "g"
@@ -151,7 +154,8 @@ def group_query_attention(op: Op) -> Typing | None:
     if not separate:
         inputs = f"b q (({query} {head}) + (g {head}) + (g {head})), ., ."
     past = f"b g c {head}, b g c {head}" if op.has(3) and op.axes[3] is not None else "., ."
-    text = f"{inputs}, {past}, ., ., {cos} -> b q ({query} {head}), b g t {head}, b g t {head}"
+    sinks = query if op.has(11) and op.axes[11] is not None else "."
+    text = f"{inputs}, {past}, ., ., {cos}, ., {_bias(op, 10, query)}, {sinks} -> b q ({query} {head}), b g t {head}, b g t {head}"
     stores = (
         Store("num_heads", query),
         Store("kv_num_heads", "g"),

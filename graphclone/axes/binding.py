@@ -39,18 +39,24 @@ class Binding:
         self.bound: dict[str, Axis] = {}
         self._equations = equations
         self._fills = fills
+        self._torn: dict[str, str] = {}  # name of an axis that an input has otherwise than its pattern says -> why
+        self._strange = ""  # why the signature does not speak of the inputs as they are
         groups = self._bind_inputs()
         for pattern, axis in self._solvable_first(groups):
             built = self._build(pattern, axis.size)
             if built is None:
                 lock(axis, f"{op.where} groups it")
+                self._torn |= dict.fromkeys(names_in(pattern), f"{op.where} groups it")
             else:
                 equations.equate(built, axis)
         for name in typing.fills:
             self._name(name).fill = True
-        for name in typing.fixed:
+        for name, reason in {**dict.fromkeys(typing.fixed, f"{op.where} fixes it"), **self._torn}.items():
             if name in self.bound or name in self.sizes:
-                lock(self._name(name), f"{op.where} fixes it")
+                lock(self._name(name), reason)
+        if self._strange:
+            for axis in (*self._lead, *map(self._name, {**self.bound, **self.sizes})):
+                lock(axis, self._strange)
 
     def outputs(self) -> list[Axes | None]:
         """Return the axes of each output that the signature has; None where it says nothing of them."""
@@ -76,6 +82,9 @@ class Binding:
                     lock(axes[0], f"{self.op.where} reads it whole")
                 continue
             self._bind_tensor(patterns, axes, spread, groups)
+        for slot, axes in enumerate(self.op.axes[len(self.signature.inputs) :], len(self.signature.inputs)):
+            if any(not is_unit(axis) for axis in axes or ()):
+                self._give_up(axes, f"{self.op.where} has an input {slot} that its rule does not speak of")
         for name in _statistics(self.signature.text):
             for leaf in leaves(self.bound[name]) if name in self.bound else ():
                 leaf.fill = False  # a statistic depends on how often its entries repeat
@@ -93,9 +102,7 @@ class Binding:
                 axes = axes[:where] + axes[where + count :]
                 patterns = patterns[:where] + patterns[where + 1 :]
         if len(axes) != len(patterns):
-            for axis in axes:
-                lock(axis, f"{self.op.where} has an input of unexpected rank {len(axes)}")
-            return
+            return self._give_up(axes, f"{self.op.where} has an input of unexpected rank {len(axes)}")
         for pattern, axis in zip(patterns, axes, strict=True):
             if pattern.optional and is_unit(axis):
                 continue
@@ -110,6 +117,12 @@ class Binding:
                     lock(axis, f"{self.op.where} expects size one")
             else:
                 groups.append((pattern, axis))
+
+    def _give_up(self, axes: Axes, reason: str) -> None:
+        """Lock the axes of an input that the signature does not describe; all others are locked in the end."""
+        for axis in axes:
+            lock(axis, reason)
+        self._strange = self._strange or reason
 
     def _broadcast(self, spread: Sequence[Sequence[Axis]]) -> Axes:
         """Equate the leading axes of the inputs from behind, and return those of the output."""

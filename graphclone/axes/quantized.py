@@ -40,9 +40,13 @@ def quantize(op: Op) -> Typing | str | None:
 
 
 def matmul_integer(op: Op) -> str:
-    """MatMul of quantized inputs; zero points per tensor, per row or per column."""
-    left = "." if not op.has(2) or op.axes[2] == [] else "m?"
-    right = "." if not op.has(3) or op.axes[3] == [] else "n?"
+    """MatMul of quantized inputs; zero points per tensor, per row or per column, of each matrix apart or of all."""
+
+    def per(slot: int, name: str, apart: str) -> str:
+        rank = len(op.axes[slot] or ()) if op.has(slot) else 0
+        return "." if not rank else f"{name}?" if rank == 1 else apart
+
+    left, right = per(2, "m", "... m? 1"), per(3, "n", "... 1 n?")
     return f"... m k, ... k n, {left}, {right} -> ... m n"
 
 
@@ -75,8 +79,8 @@ def quantized_convolution(op: Op) -> Typing:
     left, _, output = typing.text.partition(" -> ")
     data, kernel, _ = left.split(", ")
     channel = kernel[: kernel.rindex(")") + 1] if kernel.startswith("(") else kernel.split()[0]
-    scales = [_per(op, slot, channel) for slot in (4, 5)]
-    inputs = f"{data}, ., ., {kernel}, {', '.join(scales)}, ., ., {channel}" if weight == 3 else f"{data}, {kernel}, ., ."
+    scales = ", ".join(_per(op, slot, channel) for slot in ((4, 5) if weight == 3 else (3,)))
+    inputs = f"{data}, ., ., {kernel}, {scales}, ., ., {channel}" if weight == 3 else f"{data}, {kernel}, ., {scales}"
     return replace(typing, text=f"{inputs} -> {output}")
 
 
@@ -93,9 +97,12 @@ def elementwise_quantized(count: int):
 
 
 def quantized_softmax(op: Op) -> str:
-    axis = op.axis(op.rank(0), -1)
-    names = letters(op.rank(0))
-    over = " ".join(f"~{name}" if i == axis else name for i, name in enumerate(names))
+    """Normalise over one axis, or as `Softmax` did before opset 13 over every axis from it on."""
+    rank = op.rank(0)
+    axis = op.axis(rank, -1)
+    names = letters(rank)
+    last = axis if int(op.attribute("opset", 13)) >= 13 else rank - 1
+    over = " ".join(f"~{name}" if axis <= i <= last else name for i, name in enumerate(names))
     return f"{over}, ., ., ., . -> {' '.join(names)}"
 
 
@@ -125,7 +132,7 @@ def blockwise_matmul(op: Op) -> Typing:
     def per_block(slot: int, names: str) -> str:
         return f"n ({names})" if op.rank(slot) == 2 else f"(n {names})"
 
-    if width != blocks * block or blocks % together:  # the last block is cut short: the rows stay whole
+    if width != blocks * block or blocks % together or op.has(4):  # a short block, or rows in groups: they stay whole
         count = op.sizes(3)[-1][0] // (1 if op.rank(3) == 2 else op.sizes(1)[0][0]) if zeros else 1
         zero = per_block(3, "q") if zeros else "."
         text = f"... m k, n c _, {per_block(2, 'c')}, {zero}, ., {bias} -> ... m n"

@@ -49,14 +49,13 @@ def global_pool(op: Op) -> str:
 
 
 def pool(op: Op) -> Typing:
-    """Slide a window over the spatial axes, which it fixes."""
+    """Slide a window over the spatial axes, which it fixes; positions that MaxPool gives count through all axes."""
     rank = op.rank(0) - 2
     sizes = pooled_sizes(op, op.sizes(0)[2:], [int(k) for k in op.attribute("kernel_shape")])
     outs = letters(rank, "o")
     outputs = f"b c {' '.join(outs)}"
-    return Typing(
-        f"b c {' '.join('_' for _ in outs)} -> {outputs}, {outputs}", dict(zip(outs, sizes)), fixed=tuple(outs)
-    )
+    fixed = (*outs, "c") if op.wants(1) else tuple(outs)
+    return Typing(f"b c {' '.join('_' for _ in outs)} -> {outputs}, {outputs}", dict(zip(outs, sizes)), fixed=fixed)
 
 
 def pooled_sizes(op: Op, sizes: list, kernel: list[int]) -> list:
@@ -84,9 +83,17 @@ def layer_normalization(op: Op) -> str:
     axis = op.axis(rank, -1)
     lead, tail = letters(axis, "a"), letters(rank - axis, "d")
     over = " ".join("~" + name for name in tail)
-    weights = " ".join(tail)
+    scale, shift = (" ".join(_broadcast(op, slot, lead, tail)) for slot in (1, 2))
     statistic = " ".join(lead + ["1"] * len(tail))
-    return f"{' '.join(lead)} {over}, {weights}, {weights} -> {' '.join(lead + tail)}, {statistic}, {statistic}"
+    return f"{' '.join(lead)} {over}, {scale}, {shift} -> {' '.join(lead + tail)}, {statistic}, {statistic}"
+
+
+def _broadcast(op: Op, slot: int, lead: list[str], tail: list[str]) -> list[str]:
+    """Return the axes of a weight: those it normalises over, or of another rank, which broadcasts."""
+    known = op.has(slot) and op.axes[slot] is not None
+    if not known or op.rank(slot) == len(tail):
+        return tail
+    return [name + "?" for name in (lead + tail)[len(lead) + len(tail) - op.rank(slot) :]]
 
 
 def scale_matching(op: Op) -> str:

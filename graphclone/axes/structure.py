@@ -70,7 +70,7 @@ def _resolve(target, sizes: list[int], op: Op) -> list[int] | None:
 
 def flatten(op: Op) -> Typing:
     """Merge the axes before and from `axis` on."""
-    axis = op.axis(op.rank(0) + 1, 1)
+    axis = op.axis(op.rank(0), 1)
     sizes = op.sizes(0)
     ones = (1,) * (len(sizes[0]) if sizes else 2)
     return regroup(sizes, [multiply(sizes[:axis] or [ones]), multiply(sizes[axis:] or [ones])])
@@ -179,8 +179,8 @@ def split(op: Op) -> Typing | None:
         chunk = -(-size[0] // count)
         listed = [min(chunk, size[0] - i * chunk) for i in range(count)]
         if len(set(size)) > 1:
-            chunks = [tuple(entry // count for entry in size)] * count
-            return _split_fixed(op, axis, chunks)
+            part = divide(size, (count,) * len(size)) or (4093, 4099)
+            return _split_fixed(op, axis, [part] * count)
     if len(set(size)) > 1:
         return _split_fixed(op, axis, [(part,) for part in listed])
     names = letters(rank)
@@ -202,11 +202,12 @@ def slice_(op: Op) -> Typing | None:
     """Keep a range of some axes: what lies before, the range, what lies behind."""
     rank = op.rank(0)
     starts, ends = (_bounds(op, name, slot) for name, slot in (("starts", 1), ("ends", 2)))
-    if starts is None or ends is None:
+    axes, steps = op.integers("axes", 3), op.integers("steps", 4)
+    computed = any(op.has(slot) and known is None for slot, known in ((3, axes), (4, steps)))
+    if starts is None or ends is None or computed:
         return _slice_unknown(op)
-    axes = op.integers("axes", 3)
     axes = list(range(len(starts[0]))) if axes is None else [axis % rank for axis in axes]
-    steps = op.integers("steps", 4) or [1] * len(axes)
+    steps = steps or [1] * len(axes)
     inputs, outputs, sizes, fixed = letters(rank), letters(rank), {}, []
     begins, stops, whole = [], [], []
     for n, (axis, step) in enumerate(zip(axes, steps)):
@@ -344,7 +345,7 @@ def resize(op: Op) -> Typing | None:
     rank = op.rank(0)
     slot = 3 if op.has(3) else (2 if op.type == "Resize" and op.opset > 10 else 1)
     value = op.value(slot)
-    if value is None or np.size(value[0]) != rank:
+    if value is None or np.size(value[0]) != rank or not _is_plain_resize(op):
         return None
     columns = [
         [int(v) if slot == 3 else int(np.floor(size[p] * v)) for v, size in zip(entry, op.sizes(0))]
@@ -353,10 +354,17 @@ def resize(op: Op) -> Typing | None:
     outs = [tuple(column[i] for column in columns) for i in range(rank)]
     inputs, outputs, sizes = letters(rank), letters(rank), {}
     for i, (old, new) in enumerate(zip(op.sizes(0), outs)):
-        if old != new:
+        if old != new or (slot != 3 and any(entry[i] != 1 for entry in value)):
             inputs[i], outputs[i], sizes[f"o{i}"] = "_", f"o{i}", new
     stores = (Store(3, " ".join(outputs)),) if slot == 3 else ()
     return Typing(f"{' '.join(inputs)}, ., ., . -> {' '.join(outputs)}", sizes, stores, tuple(sizes))
+
+
+def _is_plain_resize(op: Op) -> bool:
+    """Tell whether sizes and scales speak of every axis in order, and axes of the same size stay as they are."""
+    policy = str(op.attribute("keep_aspect_ratio_policy", "stretch"))
+    crops = str(op.attribute("coordinate_transformation_mode", "")) == "tf_crop_and_resize"
+    return policy == "stretch" and not crops and "axes" not in op.node.attrs
 
 
 def space_to_depth(op: Op) -> Typing:

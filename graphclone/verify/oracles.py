@@ -71,10 +71,11 @@ def half(bench: Bench, seed: int = 0) -> Check:
         cut = bench.cut({atom: halves[atom] for atom in atoms})
         try:
             results = run(bench.child(cut), [bench.feeds(cut, feeds)[1] for feeds in bench.probes])
+            expected = [bench.expected(cut, outputs) for outputs in bench.outputs]
         except (GraphcloneError, ArithmeticError, LookupError, ValueError):
             return float("inf")
-        for got, parent in zip(results, bench.outputs, strict=True):
-            for name, wanted in bench.expected(cut, parent).items():
+        for got, child in zip(results, expected, strict=True):
+            for name, wanted in child.items():
                 if got[name].shape != wanted.shape or np.isfinite(wanted).all() > np.isfinite(got[name]).all():
                     return float("inf")
         return 0.0
@@ -111,9 +112,9 @@ def _compare(bench: Bench, cut: Cut, parent: Callable) -> float:
     """Return how far the child of a cut is from what the parent's outputs say; `inf` where it does not run."""
     try:
         results = bench.run(bench.child(cut), [bench.feeds(cut, feeds)[1] for feeds in bench.probes])
+        wanted = [bench.expected(cut, outputs) for outputs in parent()]
     except (GraphcloneError, ArithmeticError, LookupError, ValueError):
         return float("inf")
-    wanted = [bench.expected(cut, outputs) for outputs in parent()]
     return max(difference(got, want) for got, want in zip(results, wanted, strict=True))
 
 
