@@ -9,7 +9,7 @@ import pytest
 
 from graphclone.analysis import Analysis, analyse
 from graphclone.axes import load_rules
-from graphclone.axes.registry import RULES
+from graphclone.axes.registry import RULES, rule
 from graphclone.axes.solver import type_axes
 from graphclone.model import Model
 from graphclone.plan import Plan
@@ -130,3 +130,31 @@ def test_its_domain_is_kept(model, tmp_path):
     nodes = {node.op_type: node.domain for node in onnx.load(tmp_path / "child.onnx").graph.node}
     assert nodes["MyScale"] == "my.ops"
     assert isinstance(child, Model)
+
+
+LOOP = """(float[B, 14] p, float[B, 14] q, int64 n) => (float[B, 14] y, float[B, 16] z) <bool c = {1}, float[14, 16] w>
+    { y = Loop(n, c, q) <body = body (int64 i, bool go, float[B, 14] s) => (bool on, float[B, 14] t)
+        { on = Identity(go)  a = MatMul(s, w)  b = Transpose(w)  t = MatMul(a, b) }>
+      z = MatMul(p, w) }"""
+
+
+def test_a_loop_locks_the_weights_its_body_reads(graph):
+    """The operator behind the loop reads the weight too, and must not cut it."""
+    analysis = analyse(graph(LOOP))
+    assert {d.size: d.locked for d in analysis.dimensions} == {size: "no axis rule for Loop node 'Loop_0'" for size in (14, 16)}
+    assert len(analysis.typing.uses["w"]) == 3
+
+
+@pytest.mark.parametrize(
+    "inputs, reason",
+    [("x, g, g", "has an input 2 that its rule does not speak of"), ("x, g2", "has an input of unexpected rank 2")],
+)
+def test_inputs_that_a_rule_does_not_describe_lock_the_node(graph, rules, inputs, reason):
+    """Whatever the input means, no other axis of the node may be cut without it."""
+    rule("MyScale", "... d, d -> ... d", domain="my.ops")
+    weights = "float[12] g, float[1, 12] g2, float[12, 7] w"
+    analysis = analyse(
+        graph(f"(float[B, 12] x) => (float[B, 7] z) <{weights}> {{ y = my.ops.MyScale({inputs})  z = MatMul(y, w) }}")
+    )
+    found = {(d.size, d.locked) for d in analysis.dimensions}
+    assert found == {(7, None), (12, f"my.ops.MyScale node 'MyScale_0' {reason}")}

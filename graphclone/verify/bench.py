@@ -85,8 +85,8 @@ class Bench:
                 place[kept] = np.arange(len(kept))
                 ids = place[feeds[name]]
                 ids = np.where(ids < 0, feeds[name] % len(kept), ids)
-                child[name] = ids.astype(feeds[name].dtype)
-                parent[name] = kept[ids].astype(feeds[name].dtype)
+                child[name] = np.asarray(ids, feeds[name].dtype)
+                parent[name] = np.asarray(kept[ids], feeds[name].dtype)
         for name, array in feeds.items():
             if array.dtype.kind not in "iubUSO":
                 child[name] = self._taken(cut, typing.types.get(name), array)

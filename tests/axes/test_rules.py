@@ -6,6 +6,7 @@ judges a rule without any weight.
 
 # ruff: noqa: E501  (one row a line)
 
+import numpy as np
 import pytest
 
 from graphclone.analysis import analyse
@@ -173,3 +174,28 @@ def test_a_gather_of_everything_in_order_regroups(graph):
     assert analysis.typing.nodes[-1].text == "(a1 a0), . -> a1 a0 1"
     assert [(d.size, d.locked) for d in analysis.dimensions] == [(12, None)]
     assert verify(model, analysis=analysis).ok
+
+
+def test_one_position_from_outside_picks_an_entry(graph):
+    """A scalar index is verified like many."""
+    model = graph("(float[B, 5, 12] x, int64 i) => (float[B, 12] y) { y = Gather <axis = 1> (x, i) }")
+    assert verify(model).ok
+
+
+def test_grouped_queries_with_a_bias_and_sinks(graph):
+    """Each query head has its own bias on scores, and its own sink."""
+    model = graph(
+        """(float[B, S, 96] q, float[B, S, 32] k, float[B, S, 32] v, int32[B] last, int32 all, float[B, 6, S, S] bias)
+        => (float[B, S, 96] y, float[B, 2, T, 16] keys, float[B, 2, T, 16] values) <float[6] sink>
+        { y, keys, values = com.microsoft.GroupQueryAttention <num_heads = 6, kv_num_heads = 2>
+            (q, k, v, , , last, all, , , , bias, sink) }"""
+    )
+    random = np.random.default_rng(0)
+    widths = {"q": (2, 5, 96), "k": (2, 5, 32), "v": (2, 5, 32), "bias": (2, 6, 5, 5)}
+    feeds = {name: random.standard_normal(shape).astype(np.float32) for name, shape in widths.items()}
+    feeds |= {"last": np.full(2, 4, np.int32), "all": np.array(5, np.int32)}
+    analysis = analyse(model)
+    signature = analysis.typing.nodes[0].text
+    assert signature.startswith("b q ((g r) d), b k (g d), b k (g d), ., ., ., ., ., ., ., b? (g r)? _ _, (g r) -> ")
+    report = verify(model, analysis=analysis, data=[feeds, feeds])
+    assert report.ok, str(report)
