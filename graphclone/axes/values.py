@@ -90,9 +90,9 @@ def _div(op: Op, a, b):
 def _reduce(function: Callable) -> Callable:
     def apply(op: Op, x, axes=None):
         axes = op.attribute("axes", None) if axes is None else axes
-        if axes is None and op.attribute("noop_with_empty_axes", 0):
+        which = tuple(int(a) for a in np.atleast_1d(axes)) if axes is not None and np.size(axes) else None
+        if which is None and op.attribute("noop_with_empty_axes", 0):
             return x
-        which = None if axes is None else tuple(int(a) for a in np.atleast_1d(axes))
         return function(x, axis=which, keepdims=bool(op.attribute("keepdims", 1))).astype(x.dtype)
 
     return apply
@@ -118,8 +118,21 @@ def _range(op: Op, start, limit, delta):
 
 def _one_hot(op: Op, indices, depth, values):
     count = int(np.ravel(depth)[0])
-    hot = np.mod(np.asarray(indices), count)[..., None] == np.arange(count)
+    hot = np.where(indices < 0, indices + count, indices)[..., None] == np.arange(count)
     return np.where(np.moveaxis(hot, -1, int(op.attribute("axis", -1))), values[1], values[0])
+
+
+def _gather_nd(op: Op, x, indices):
+    if op.attribute("batch_dims", 0):
+        raise ValueError
+    return x[tuple(np.moveaxis(indices, -1, 0))]
+
+
+def _cumsum(op: Op, x, axis):
+    axis = int(np.atleast_1d(axis)[0])
+    x = np.flip(x, axis) if op.attribute("reverse", 0) else x
+    sums = np.cumsum(x, axis) - (x if op.attribute("exclusive", 0) else 0)
+    return np.flip(sums, axis) if op.attribute("reverse", 0) else sums
 
 
 def _scatter_nd(op: Op, data, indices, updates):
@@ -147,7 +160,7 @@ FUNCTIONS: dict[str, Callable] = {
     "Cast": _cast,
     "CastLike": lambda op, x, like: x.astype(like.dtype),
     "Gather": lambda op, x, i: np.take(x, i, axis=int(op.attribute("axis", 0))),
-    "GatherND": lambda op, x, i: x[tuple(np.moveaxis(i, -1, 0))],
+    "GatherND": _gather_nd,
     "Concat": lambda op, *xs: np.concatenate(xs, axis=int(op.attribute("axis", 0))),
     "Slice": _slice,
     "Split": _split,
@@ -190,12 +203,12 @@ FUNCTIONS: dict[str, Callable] = {
     "OneHot": _one_hot,
     "ScatterND": _scatter_nd,
     "GatherElements": lambda op, x, i: np.take_along_axis(x, i, int(op.attribute("axis", 0))),
-    "Clip": lambda op, x, low=None, high=None: np.clip(x, low, high),
+    "Clip": lambda op, x, low=None, high=None: np.clip(x, op.attribute("min", low), op.attribute("max", high)),
     "ReduceProd": _reduce(np.prod),
     "ReduceSum": _reduce(np.sum),
     "ReduceMax": _reduce(np.max),
     "ReduceMin": _reduce(np.min),
     "ReduceMean": _reduce(np.mean),
-    "CumSum": lambda op, x, axis: np.cumsum(x, int(np.atleast_1d(axis)[0])),
+    "CumSum": _cumsum,
     "Flatten": lambda op, x: x.reshape(int(np.prod(x.shape[: int(op.attribute("axis", 1))])), -1),
 }
