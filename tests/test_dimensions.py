@@ -80,3 +80,24 @@ def test_a_length_that_an_exporter_wrote_into_a_reshape(graph) -> None:
     assert analysis.typing.types["x"][1].lock == "axis 1 of graph input 'x'"
     report = verify(model, analysis=analysis)
     assert report.ok, str(report)
+
+
+BATCH_OF_ANOTHER = """(int64[A, S] read, int64[B, T] ids) => (float[B, T, 12] y) <
+    float[17, 12] table, float[12, 18] q, float[12, 18] k, float[18, 12] o, int64[2] split = {3, 6}, int64[1] free = {-1},
+    int64[3] joined = {0, 0, 18}, int64[1] first = {0}, int64[1] second = {1}> {
+    x = Gather(table, ids)  e = Gather(table, read)  s = Shape(ids)  b = Slice(s, first, second)
+    to = Concat <axis = 0> (b, free, split)
+    a = MatMul(x, q)  c = Reshape(a, to)  d = Transpose <perm = [0, 2, 1, 3]> (c)
+    f = MatMul(e, k)  g = Reshape(f, to)  h = Transpose <perm = [0, 2, 3, 1]> (g)  l = Transpose <perm = [0, 2, 1, 3]> (g)
+    m = MatMul(d, h)  p = Softmax(m)  n = MatMul(p, l)  t = Transpose <perm = [0, 2, 1, 3]> (n)  u = Reshape(t, joined)
+    v = MatMul(u, o)  y = Add(x, v) }"""
+
+
+def test_a_batch_that_groups_what_was_read_by_another_name(graph) -> None:
+    model = graph(BATCH_OF_ANOTHER)
+    analysis = analyse(model)
+    assert {d.name: d.locked for d in analysis.dimensions} == dict.fromkeys(
+        ["hidden", "blocks.0.cross_heads", "blocks.0.cross_head_dim", "vocab"]
+    )
+    report = verify(model, analysis=analysis)
+    assert report.ok, str(report)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphclone.axes import load_rules
@@ -35,6 +34,8 @@ def type_axes(model: Model) -> AxisTyping:
         sweep = _Sweep(model, same)
         typing = sweep.run()
         found: dict[str, str | int] = sweep.symbols.coinciding(sweep.equations.conflicts)
+        if not found:
+            found |= sweep.symbols.regrouped(sweep.misfits)
         if not found:
             fixed = sweep.symbols.written_out(sweep.misfits)
             written |= fixed | {symbol: fixed[other] for symbol, other in same.items() if other in fixed}
@@ -219,11 +220,12 @@ class _Sweep:
                 yield self.initializers.axes(tensor, reader, slot) if is_constant else self.result.types.get(tensor.name)
 
     def _note_misfit(self, op: Op) -> None:
-        """Note how many entries a Reshape reads and how many its target has, where that lists every size."""
+        """Note how many entries a Reshape reads and what its target lists."""
         target = op.value(1) if op.type == "Reshape" and op.axes[0] else None
-        if target is not None and all((entry > 0).all() for entry in target):
+        if target is not None:
             read = multiply(axis.size for axis in op.axes[0])
-            self.misfits.append((read, tuple(int(np.prod(entry)) for entry in target), op.where))
+            entries = zip(*(entry.tolist() for entry in target), strict=True)
+            self.misfits.append((read, tuple(entries), op.where))
 
     def _branch(self, op: Op) -> None:
         """If: both bodies live in the outer scope; their outputs are the same tensors."""

@@ -4,17 +4,17 @@ import ast
 import itertools
 import operator
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphclone.axes.axis import Size
+from graphclone.axes.axis import Size, divide, multiply
 from graphclone.graphs import holds_floats
 
 SMALL_PRIMES = [(2, 3), (5, 7), (11, 13), (17, 19), (23, 29), (31, 37), (41, 43), (47, 53), (59, 61), (67, 71)]
 LARGE_PRIMES = [(1601, 2003), (1607, 2011), (1609, 2017), (1613, 2027)]
-Regrouping = tuple[Size, Size, str]  # entries read, entries of the target, the node
+Regrouping = tuple[Size, tuple[Size, ...], str]  # entries read, the target of a Reshape entry by entry, the node
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
 
 
@@ -27,11 +27,13 @@ class Symbols:
     def __init__(self, inputs: Iterable[gs.Variable], same: Mapping[str, str | int]):
         self._same = same
         self._known: dict[str, Size] = {}
+        self._places: dict[str, set[int]] = defaultdict(set)  # symbol -> which axis of graph inputs it is
         small, large = itertools.cycle(SMALL_PRIMES), itertools.cycle(LARGE_PRIMES)
         for tensor in inputs:
             floats = tensor.dtype is not None and holds_floats(tensor)
             for axis, size in enumerate(tensor.shape or ()):
                 size = same.get(size, size)
+                self._places[size].add(axis)
                 if isinstance(size, str) and size.isidentifier() and size not in self._known:
                     spatial = floats and (axis >= 2 or len(tensor.shape) == 2 > axis > 0)
                     self._known[size] = next(large if spatial else small)
@@ -71,6 +73,22 @@ class Symbols:
                     found[second] = first
         return found
 
+    def regrouped(self, regroupings: Iterable[Regrouping]) -> dict[str, str]:
+        """Return a symbol that a Reshape takes for another: {symbol: the one to use in its place}; empty where none is.
+
+        A decoder groups what it reads of the encoder by the batch of its own ids, which the file calls another symbol.
+        Symbols are one where the same axis of two inputs is meant, and the Reshape then has as many entries as it reads.
+        """
+        for read, target, _ in regroupings:
+            for symbol in self._fed:
+                if self._known[symbol] not in target:
+                    continue
+                others = [other for other in self._fed if other != symbol and self._places[other] & self._places[symbol]]
+                fitting = [other for other in others if _fits(read, target, self._known[symbol], self._known[other])]
+                if len(fitting) == 1:
+                    return {symbol: fitting[0]}
+        return {}
+
     def written_out(self, regroupings: Iterable[Regrouping]) -> dict[str, tuple[int, str]]:
         """Return the symbols that a graph has one size alone for: {symbol: (the size, the node that says so)}.
 
@@ -79,7 +97,9 @@ class Symbols:
         """
         found: dict[str, tuple[int, str]] = {}
         for read, target, where in regroupings:
-            fitting = {symbol: self._fitting(self._known[symbol], read, target) for symbol in self._fed}
+            if any(min(entry) <= 0 for entry in target):
+                continue
+            fitting = {symbol: self._fitting(self._known[symbol], read, multiply(target)) for symbol in self._fed}
             fitting = {symbol: size for symbol, size in fitting.items() if size is not None}
             if len(fitting) == 1:
                 symbol, size = fitting.popitem()
@@ -94,6 +114,13 @@ class Symbols:
             for size, given, wanted in zip(symbol, read, target, strict=True)
         }
         return sizes.pop() if len(sizes) == 1 else None
+
+
+def _fits(read: Size, target: Sequence[Size], old: Size, new: Size) -> bool:
+    """Tell whether a Reshape has a target for all it reads once every entry of one size is of another."""
+    listed = [new if entry == old else entry for entry in target if min(entry) > 0]
+    left = divide(read, multiply(listed))
+    return left is not None and (len(listed) < len(target) or set(left) == {1})
 
 
 def _evaluate(text: str, known: Mapping[str, int]) -> int | None:
