@@ -104,7 +104,7 @@ def _loop_of(node: gs.Node, scope: gs.Graph) -> Loop | None:
     if any(isinstance(value, gs.Graph) for inner in body.nodes for value in inner.attrs.values()):
         return None
     loop = _read_loop(node, body) if node.op == "Loop" else _read_scan(node, body, scope.opset)
-    if loop is None or loop.count > MAX_COUNT or loop.count * len(body.nodes) > MAX_NODES:
+    if loop is None or not 0 < loop.count <= MAX_COUNT or loop.count * len(body.nodes) > MAX_NODES:
         return None
     return loop
 
@@ -154,9 +154,8 @@ class _Unroller:
         for i in range(loop.count):
             known: dict[int, gs.Tensor] = {}
             if loop.condition is not None:
-                known[id(loop.counter)] = gs.Constant(
-                    self._fresh(f"{loop.node.name}.{i}"), Weight.of(np.array(i, np.int64))
-                )
+                number = np.full((1,) * len(loop.counter.shape or ()), i, np.int64)  # a scalar, or one entry as declared
+                known[id(loop.counter)] = gs.Constant(self._fresh(f"{loop.node.name}.{i}"), Weight.of(number))
                 known[id(loop.condition)] = gs.Constant(
                     self._fresh(f"{loop.node.name}.true"), Weight.of(np.array(True))
                 )

@@ -36,6 +36,11 @@ SCAN = f"""{HEAD} g (float[N, 6] x) => (float[N, 6] y, float[3, 6] rows) <
         row = ReduceSum <keepdims = 0> (w, axes)
     }}> (x, stack)
 }}"""
+LISTED = LOOP.replace("int64 i,", "int64[1] i,").replace(
+    "w = Gather <axis = 0> (stack, i)",
+    "row = Gather <axis = 0> (stack, i)  axes = Constant <value_ints = [0]> ()  w = Squeeze (row, axes)",
+)
+NONE = LOOP.replace("count = {3}", "count = {0}").replace("float[3, N, 6] states", "float[K, N, 6] states")
 COUNTED = f"""{HEAD} g (float[N, 6] x, int64 count, bool go) => (float[N, 6] y) {{
     y = Loop (count, go, x) <body = b (int64 i, bool on, float[N, 6] h) => (bool still, float[N, 6] next) {{
         still = Identity (on)
@@ -49,7 +54,7 @@ def outputs(proto: ModelProto) -> list[np.ndarray]:
     return session.run(None, {"x": np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)})
 
 
-@pytest.mark.parametrize("text", [LOOP, SCAN], ids=["Loop", "Scan"])
+@pytest.mark.parametrize("text", [LOOP, SCAN, LISTED], ids=["Loop", "Scan", "Loop that counts in a list"])
 def test_unrolled_computes_the_same(text: str) -> None:
     proto = parser.parse_model(text)
     model = Model.from_proto(proto)
@@ -63,6 +68,14 @@ def test_each_iteration_has_weights_of_its_own() -> None:
     stacked = np.array([i % 7 / 10 for i in range(108)], np.float32).reshape(3, 6, 6)
     found = [weight_of(node.inputs[1]).load() for node in model.graph.nodes if node.op == "MatMul"]
     np.testing.assert_array_equal(found, stacked)
+
+
+def test_a_loop_that_never_runs_stays() -> None:
+    proto = parser.parse_model(NONE)
+    model = Model.from_proto(proto)
+    assert [node.op for node in model.graph.nodes] == ["Loop"]
+    for before, after in zip(outputs(proto), outputs(model.to_proto())):
+        np.testing.assert_array_equal(before, after)
 
 
 def test_a_loop_whose_count_is_data_stays_and_locks() -> None:
