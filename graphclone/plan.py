@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from graphclone.analysis import Analysis
@@ -18,6 +19,7 @@ from graphclone.dimensions import Dimension
 from graphclone.errors import CutError, InputError
 
 FORMAT = "graphclone.plan/1"
+LARGEST = 1 << 62  # what an index may be, so that it fits 64 bits
 BIAS = "bias of "  # before a weight's name, the key of its bias in the sidecar file
 KEYS = {"format", "parent", "keep", "blocks", "drop", "scale", "replace", "bias", "untie"}
 
@@ -130,6 +132,8 @@ def _compact(value) -> str:
 def _integers(values: object, what: str, where: str) -> tuple[int, ...]:
     if not isinstance(values, (list, tuple)) or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise InputError(f"'{where}': {what} must be a list of whole numbers")
+    if any(abs(v) >= LARGEST for v in values):
+        raise InputError(f"'{where}': {what} lists a number that no index can be; write numbers below the size of the axis")
     return tuple(values)
 
 
@@ -163,7 +167,7 @@ def _tensors(references: object, key: str, where: str) -> dict[str, np.ndarray]:
         try:
             files[path] = files.get(path) or load_file(path)
             found[name] = files[path][part or name]
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise InputError(f"cannot read {key}['{name}'] from '{path}': {error}") from None
     return found
 
@@ -387,7 +391,7 @@ def project(axis: Axis, kept: np.ndarray, dimension: Dimension, name: str) -> li
             inside = kept[(kept >= offset) & (kept < offset + size)]
             if not np.array_equal(kept[taken : taken + len(inside)], inside):
                 raise CutError(_pairs(dimension, name))
-            if not len(inside) and find(part).size[0] > 1:
+            if not len(inside):
                 raise CutError(f"'{name}' drops a whole part of {dimension.size}; keep some of each part")
             found += project(part, inside - offset, dimension, name) if size > 1 else []
             offset, taken = offset + size, taken + len(inside)

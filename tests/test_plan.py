@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from graphclone.analysis import analyse
-from graphclone.axes.axis import find, leaves
+from graphclone.axes.axis import Axis, find, leaves, total
+from graphclone.dimensions import Dimension
 from graphclone.errors import CutError, InputError
 from graphclone.model import load
-from graphclone.plan import Plan, resolve
+from graphclone.plan import Plan, project, resolve
 
 FIXTURES = Path(__file__).parent / "fixtures" / "optimum"
 
@@ -79,6 +80,7 @@ def test_keep_blocks_or_drop_suffice():
         ({"keep": {"hidden": "all"}}, r"keep\['hidden'\] must be a list of whole numbers"),
         ({"keep": {"hidden": [1.5]}}, "whole numbers"),
         ({"keep": {"hidden": [True]}}, "whole numbers"),
+        ({"keep": {"hidden": [1 << 70]}}, "lists a number that no index can be"),
         ({"keep": [1]}, r"'keep' is \{name: \[indices\]\}"),
         ({"blocks": "0,1"}, "'blocks' is a list"),
         ({"drop": "blocks.0.ffn"}, "drop must be a list"),
@@ -103,6 +105,13 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "text.json").write_text("keep everything")
     with pytest.raises(InputError, match="is not a plan"):
         Plan.load(tmp_path / "text.json")
+
+
+def test_a_damaged_file_of_tensors_says_so(tmp_path):
+    Plan(replace={"w": np.zeros(3, np.float32)}).save(tmp_path / "plan.json")
+    (tmp_path / "plan.safetensors").write_bytes(b"neither header nor tensors")
+    with pytest.raises(InputError, match=r"cannot read replace\['w'\] from"):
+        Plan.load(tmp_path / "plan.json")
 
 
 # names ----------------------------------------------------------------------------------------------------------
@@ -197,6 +206,15 @@ def test_fewer_experts_than_the_graph_picks(graph):
     resolve(Plan(keep={name: (0, 2, 5)}), analysis)
     with pytest.raises(CutError, match="keeps 2, but the graph picks the top 3"):
         resolve(Plan(keep={name: (0, 2)}), analysis)
+
+
+def test_a_part_of_one_entry_cannot_be_dropped():
+    """As what lies before a slice: it has no atom of its own that could be cut."""
+    axis = total((Axis((1, 1)), Axis((11, 11))))
+    dimension = Dimension("tokens", 12, "free", (axis,))
+    assert [picks.tolist() for _, picks in project(axis, np.array([0, 3, 5]), dimension, "tokens")] == [[2, 4]]
+    with pytest.raises(CutError, match="drops a whole part of 12"):
+        project(axis, np.array([3, 5]), dimension, "tokens")
 
 
 # index vectors --------------------------------------------------------------------------------------------------
