@@ -84,6 +84,11 @@ class Joint:
             self._inputs.append(given)
         return given
 
+    def given(self, name: str, dtype: type, shape: Sequence[int]) -> gs.Variable:
+        """Return a new input, which whoever runs the session feeds beside each of `batches`."""
+        self._inputs.append(gs.Variable(name, np.dtype(dtype), list(shape)))
+        return self._inputs[-1]
+
     def op(self, kind: str, *inputs: gs.Tensor, **attributes) -> gs.Variable:
         """Add an operator and return its output."""
         self._count += 1
@@ -120,12 +125,15 @@ class Joint:
             return self.op("Gather", rows, self.constant(onto), axis=1)
         return self.op("MatMul", rows, self.constant(onto, np.float32))
 
+    def ones(self, rows: gs.Tensor) -> gs.Variable:
+        """Return a column of ones [T, 1], as many as there are rows."""
+        size = self.op("Add", self.op("Mul", self.op("Shape", rows), self.constant([1, 0])), self.constant([0, 1]))
+        return self.op("ConstantOfShape", size, value=gs.Constant("", np.ones(1, np.float32)))
+
     def gram(self, parts: Sequence[gs.Tensor | None], mask: str | None = None) -> gs.Variable:
         """Return Z'Z of all parts' columns side by side; None is a column of ones, `mask` leaves rows out."""
         first = next(part for part in parts if part is not None)
-        size = self.op("Add", self.op("Mul", self.op("Shape", first), self.constant([1, 0])), self.constant([0, 1]))
-        ones = self.op("ConstantOfShape", size, value=gs.Constant("", np.ones(1, np.float32)))
-        rows = self.op("Concat", *(ones if part is None else part for part in parts), axis=1)
+        rows = self.op("Concat", *(self.ones(first) if part is None else part for part in parts), axis=1)
         if mask is not None:
             rows = self.op("Where", self.mask(mask), rows, self.constant(0.0, np.float32))
         return self.op("MatMul", self.op("Transpose", rows, perm=[1, 0]), rows)
@@ -151,7 +159,8 @@ class Joint:
                 tensor.name = f"{stream.name}/taken/{name}"
         used = {id(tensor) for node in (*nodes, *self._nodes) for tensor in node.inputs}
         inputs = [tensor for tensor in inputs if id(tensor) in used or tensor.outputs]
-        self._bound = [tensor.name for tensor in inputs]
+        given = {tensor.name for tensor in self._inputs if not tensor.name.startswith(MASK)}
+        self._bound = [tensor.name for tensor in inputs if tensor.name not in given]
         first = next(iter(self.streams.values()))
         graph = gs.Graph(nodes=[*nodes, *self._nodes], inputs=inputs, outputs=self._outputs, name="joint")
         return open_session(first.model.holding(graph), provider=first.provider, mem_reuse=True, arena=False)

@@ -26,10 +26,13 @@ from graphclone.segments import Joint, Stream, run
 from graphclone.surgery import carry_out
 from graphclone.surgery.weights import bias_name
 from graphclone.weights import Weight, weight_of
+from passes.likelihood import Probabilities, fit
+from passes.outputs import compared_output
 from passes.ridge import EXACTLY, Moments, Solution, Targets, solve
 
 HOLDOUT = 5
 LISTED = 4
+SAME = {"Identity", "Cast"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Refit:
     only: all operators, or `readouts` (the last writer of each half block alone: what no norm follows).
     bias: whether operators that have no bias get one; the framework's own class may have no place for it.
     untie: whether a tied head gets a matrix of its own, and is fitted; else it stays the embedding's slice.
+    kl: whether the operator that gives logits is then fitted to the parent's probabilities (`passes.likelihood`).
     Each fit must lower the error on every fifth batch, which it has not seen, else the slice stays, and a note says so.
     Source: arXiv 2608.02829 (compensation on the parent's inputs), ReplaceMe (arXiv 2505.02819: absorbing removed
     blocks).
@@ -59,6 +63,7 @@ class Refit:
     only: str = "all"
     bias: bool = False
     untie: bool = False
+    kl: bool = True
 
     def run(self, parent: Model, plan: Plan, stats: Statistics | None, context: Context) -> Plan:
         if self.only not in ("all", "readouts"):
@@ -131,6 +136,7 @@ class _Refitting:
         self.biases: dict[str, np.ndarray] = {}
         self.slices: list[tuple[str, str]] = []
         self.errors: list[Solution] = []
+        self.logits = self._logits()
 
     def _new_biases(self) -> set[str]:
         """Return the weights whose operators have no bias and may get one."""
@@ -237,11 +243,41 @@ class _Refitting:
             found = solve(moments, self._targets(linear, task), before, self.options.ridge, intercept)
             if found.weights is None:
                 self.slices += [(linear.where, found.why)] if found.why != EXACTLY else []
-                continue
-            self.errors.append(found)
-            for use in uses:
-                self._place(use, found.weights)
+            else:
+                self.errors.append(found)
+                for use in uses:
+                    self._place(use, found.weights)
+            if linear.y in self.logits and found.why != EXACTLY:
+                self._fit_probabilities(linear, moments, intercept)
         return sum(map(len, task.linears))
+
+    def _logits(self) -> set[str]:
+        """Return the tensors that are the model's logits, where they are to be fitted as such."""
+        if not self.options.kl or self.options.only != "all":
+            return set()
+        found, known = [compared_output(self.parent.model, self.analysis)], set()
+        while found:
+            name, logits = found.pop()
+            known |= {name} if logits else set()
+            node = next((node.op.node for node in self.analysis.typing.nodes if node.op.node.outputs[0].name == name), None)
+            if node is not None and node.op in SAME:
+                found.append((node.inputs[0].name, logits))
+        return known
+
+    def _fit_probabilities(self, linear: Linear, moments: Moments, intercept: bool) -> None:
+        """Fit the operator that gives logits once more: to the parent's probabilities."""
+        joint, size = Joint([self.parent, self.child]), (moments.inputs, self.cut.size(linear.outer[0])[0])
+        x = self._inputs(joint, linear, joint.tensor(self.child, self._in_child(linear.x)), self.cut)
+        t = joint.rows(joint.tensor(self.parent, linear.y), find(linear.outer[0]).size[0])
+        t = joint.projected(t, self._onto(linear.outer))
+        square = slice(moments.inputs + 1)
+        rows = sum(int(gram[moments.inputs, moments.inputs]) for gram in (moments.train, moments.held) if gram is not None)
+        with_ = Probabilities(joint, x, t, size, self._held(), rows, self._mask(linear))
+        found = fit(with_, moments.train[square, square], self._now(linear), intercept)
+        if found.weights is not None:
+            self._place(linear, found.weights)
+            told = f"{found.after:.3g} nats instead of {found.before:.3g}"
+            self.context.notes.append(f"refit: {linear.where} fitted to the parent's probabilities: {told} apart on samples held out")
 
     def _gather(self, task: _Task) -> Moments:
         """Sum z z' over all rows, z = [x, 1, t], where the activations are.
@@ -266,10 +302,14 @@ class _Refitting:
         joint.give("gram", total)
         session = joint.open()
         moments = Moments(int(np.prod([self.cut.size(axis)[0] for axis in task.linears[0][0].inner])))
-        count = len(self.parent.feeds)
-        for number, batch in enumerate(joint.batches()):
-            moments.add(run(session, batch)[0], held=count > 1 and number % HOLDOUT == min(HOLDOUT, count) - 1)
+        for held, batch in zip(self._held(), joint.batches(), strict=True):
+            moments.add(run(session, batch)[0], held)
         return moments
+
+    def _held(self) -> list[bool]:
+        """Return for each batch whether it is left out of the fits, to judge them by."""
+        count = len(self.parent.feeds)
+        return [count > 1 and number % HOLDOUT == min(HOLDOUT, count) - 1 for number in range(count)]
 
     def _inputs(self, joint: Joint, linear: Linear, tensor: gs.Tensor, cut: Cut | None) -> gs.Tensor:
         """Return what an operator reads as rows, of the parent or, with a cut, of the child."""

@@ -7,7 +7,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from graphclone.axes.axis import find
 from graphclone.blocks import Half, Stack
 from graphclone.calibration.data import open_data
 from graphclone.calibration.session import open_session
@@ -17,6 +16,7 @@ from graphclone.gates import GATES, gated
 from graphclone.model import Model
 from graphclone.pipeline import Context
 from graphclone.plan import Plan, half_names
+from passes.outputs import compared_output
 from passes.targets import target_of
 
 
@@ -141,7 +141,7 @@ class _Bench:
             seen += first.shape[0] * (first.shape[1] if first.ndim == 2 else 1)
             if seen >= tokens:
                 break
-        self.output, self.is_logits = _judged_output(parent, context)
+        self.output, self.is_logits = compared_output(parent, context.analysis)
         self.known: dict[tuple[bool, ...], float] = {}
         self.wanted = self._outputs([True] * len(self.halves))
 
@@ -169,17 +169,6 @@ class _Bench:
     def told(self, units: Sequence[_Unit], kept: set[int]) -> str:
         what = "KL to the parent" if self.is_logits else "relative squared error"
         return f"{what} {self.cost(units, kept):.4g} after {len(self.known)} candidates"
-
-
-def _judged_output(parent: Model, context: Context) -> tuple[str, bool]:
-    """Return the output that is compared, and whether its last axis is of logits: what the vocabulary ranges over."""
-    types = context.analysis.typing.types
-    words = {id(find(axis)) for d in context.analysis.dimensions if d.role == "vocab" for axis in d.axes}
-    for tensor in parent.outputs:
-        axes = types.get(tensor.name)
-        if axes and tensor.dtype is not None and np.dtype(tensor.dtype).kind == "f":
-            return tensor.name, id(find(axes[-1])) in words
-    raise CutError("this graph has no float output to compare")
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
