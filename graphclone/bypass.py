@@ -1,7 +1,9 @@
 """Drop blocks: rewire each exit to its entry, remove what died, renumber what stays."""
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -198,18 +200,27 @@ def remove_dead(graph: gs.Graph) -> None:
 
 
 def _numbering(child: Model, stack: Stack) -> list[tuple[str, int]]:
-    """Return the (text before, offset) pairs by which names carry a block's number, as ('transformer.h.', 0)."""
+    """Return the (text before, offset) pairs by which names carry a block's number, as ('transformer.h.', 0).
+
+    One that is in names of several blocks alone is none: four rotary tables for all are not the tables of four blocks.
+    """
     common: set[tuple[str, int]] | None = None
-    for block in stack.blocks:
-        names = _names_in(child, block)
-        here = set()
-        for name in names:
-            for match in re.finditer(r"\d+", name):
-                offset = int(match.group()) - block.index
-                if offset in (0, 1):
-                    here.add((name[: match.start()], offset))
+    own: set[tuple[str, int]] = set()
+    names = [_names_in(child, block) for block in stack.blocks]
+    times = Counter(itertools.chain.from_iterable(names))
+    for block, mine in zip(stack.blocks, names, strict=True):
+        found = [(name, place) for name in mine for place in _places(name, block.index)]
+        here = {place for _, place in found}
+        own |= {place for name, place in found if times[name] == 1}
         common = here if common is None else common & here
-    return sorted(common or ())
+    return sorted(own & (common or set()))
+
+
+def _places(name: str, number: int) -> Iterator[tuple[str, int]]:
+    """Yield the text before each number in a name that is a block's, or one more, and by how much more it is."""
+    for match in re.finditer(r"\d+", name):
+        if (offset := int(match.group()) - number) in (0, 1):
+            yield name[: match.start()], offset
 
 
 def _names_in(child: Model, block: Block) -> set[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 
 from graphclone.analysis import analyse
@@ -175,6 +176,25 @@ def test_kept_blocks_are_renumbered_and_remember_where_they_came_from(gpt2):
     assert blocks == {"0", "1"}
     assert child.metadata["graphclone.blocks"] == "0,2"
     assert child.metadata["graphclone.parent"] == gpt2.fingerprint
+
+
+def test_tables_that_all_blocks_read_are_not_numbered_as_blocks(gpt2):
+    model = gpt2.copy()
+    tables = []
+    for number in range(4):
+        tables.append(gs.Variable(f"tables/Neg_{number}_output_0", np.float32))
+        constant = gs.Constant(f"table {number}", np.full((1,), number, np.float32))
+        model.graph.nodes.append(gs.Node("Neg", f"tables/Neg_{number}", {}, [constant], [tables[-1]]))
+    for softmax in [node for node in model.graph.nodes if node.op == "Softmax"]:
+        for number, table in enumerate(tables):
+            softmax_input = softmax.inputs[0]
+            softmax.inputs[0] = gs.Variable(f"{softmax.name}/added_{number}", np.float32)
+            added = gs.Node("Add", f"{softmax.name}/Add_{number}", {}, [softmax_input, table], [softmax.inputs[0]])
+            model.graph.nodes.append(added)
+    model.graph.toposort()
+    child = apply(model, Plan(blocks={"": (1, 2)}))
+    assert {node.name for node in child.graph.nodes if node.op == "Neg"} >= {f"tables/Neg_{n}" for n in range(4)}
+    assert len({node.name for node in child.graph.nodes}) == len(child.graph.nodes)
 
 
 def test_a_dropped_block_leaves_no_weight_behind(gpt2):
