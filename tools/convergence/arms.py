@@ -61,6 +61,7 @@ ARMS = (
     # Together.
     Arm("best, 80 sequences", BEST, otherwise=BEST_UNROTATED),
     Arm("best, mean_abs", f"{UNIFORM},{RANKED},rotate,refit", calibration=320, otherwise=f"{UNIFORM},{RANKED},refit"),
+    Arm("best, squares alone", f"{BEST}{{kl=false}}", calibration=320, otherwise=f"{BEST_UNROTATED}{{kl=false}}"),
     Arm("best, blocks searched", f"search{{layers=$layers}},{OBS},rotate,refit", calibration=320),
     Arm("best", BEST, calibration=320, otherwise=BEST_UNROTATED, main=True),
     Arm("best, Muon", BEST, optimiser="muon", calibration=320, otherwise=BEST_UNROTATED),
