@@ -101,3 +101,61 @@ def test_a_batch_that_groups_what_was_read_by_another_name(graph) -> None:
     )
     report = verify(model, analysis=analysis)
     assert report.ok, str(report)
+
+
+GROUPED = """(int64[B, T] ids) => (float[B, T, 12] y) <
+    float[17, 12] table, float[12, 30] q, float[12, 10] k, float[12, 14] v, float[42, 12] o,
+    int64[5] groups = {0, 0, 2, 3, 5}, int64[4] keys = {0, 0, 2, 5}, int64[4] values = {0, 0, 2, 7}, int64[3] all = {0, 0, 42}> {
+    x = Gather(table, ids)
+    a = MatMul(x, q)  c = Reshape(a, groups)  e = MatMul(x, k)  f = Reshape(e, keys)  g = MatMul(x, v)  h = Reshape(g, values)
+    m = Einsum <equation = "btkgd,bskd->bkgts"> (c, f)  p = Softmax(m)
+    n = Einsum <equation = "bkgts,bskd->btkgd"> (p, h)  u = Reshape(n, all)  w = MatMul(u, o)  y = Add(x, w) }"""
+
+ONE_HEAD_OF_KEYS = """(int64[B, T] ids) => (float[B, T, 12] y) <
+    float[17, 12] table, float[12, 15] q, float[12, 5] k, float[12, 7] v, float[21, 12] o,
+    int64[4] heads = {0, 0, 3, 5}, int64[3] all = {0, 0, 21}> {
+    x = Gather(table, ids)  a = MatMul(x, q)  c = Reshape(a, heads)  f = MatMul(x, k)  h = MatMul(x, v)
+    m = Einsum <equation = "bthd,bsd->bhts"> (c, f)  p = Softmax(m)
+    n = Einsum <equation = "bhts,bsd->bthd"> (p, h)  u = Reshape(n, all)  w = MatMul(u, o)  y = Add(x, w) }"""
+
+SINK = """(int64[B, T] ids) => (float[B, T, 12] y) <
+    float[17, 12] table, float[12, 15] q, float[12, 15] k, float[12, 15] v, float[15, 12] o, float[1, 3, 1, 1] sink,
+    int64[4] heads = {0, 0, 3, 5}, int64[3] all = {0, 0, 15}, int64[1] start = {0}, int64[1] end = {-1}, int64[1] last = {-1},
+    int64[1] one = {1}, int64[1] three = {3}, int64[1] zero = {0}, int64[1] two = {2}> {
+    x = Gather(table, ids)  a = MatMul(x, q)  c = Reshape(a, heads)  e = MatMul(x, k)  f = Reshape(e, heads)
+    g = MatMul(x, v)  h = Reshape(g, heads)
+    m = Einsum <equation = "bthd,bshd->bhts"> (c, f)  s = Shape(m)  rows = Slice(s, zero, three)
+    size = Concat <axis = 0> (rows, one)  beside = Expand(sink, size)  both = Concat <axis = -1> (m, beside)
+    p = Softmax(both)  r = Slice(p, start, end, last)
+    n = Einsum <equation = "bhts,bshd->bthd"> (r, h)  u = Reshape(n, all)  w = MatMul(u, o)  y = Add(x, w) }"""
+
+
+@pytest.mark.parametrize(
+    ("text", "heads"),
+    [
+        (GROUPED, {"kv_heads": 2, "queries_per_kv": 3, "head_dim": 5, "v_head_dim": 7}),
+        (ONE_HEAD_OF_KEYS, {"heads": 3, "head_dim": 5, "v_head_dim": 7}),
+        (SINK, {"heads": 3, "head_dim": 5, "v_head_dim": 5}),
+    ],
+)
+def test_heads_that_keys_do_not_repeat_and_a_sink_beside_the_scores(graph, text: str, heads: dict[str, int]) -> None:
+    model = graph(text)
+    analysis = analyse(model)
+    sizes = {d.name: d.size for d in analysis.dimensions if not d.locked}
+    assert sizes == {"hidden": 12, "vocab": 17} | {f"blocks.0.{name}": size for name, size in heads.items()}
+    assert [half.kind for stack in analysis.stacks for block in stack.blocks for half in block.halves] == ["attention"]
+    report = verify(model, analysis=analysis)
+    assert report.ok, str(report)
+
+
+ROTARY = """(int64[B, T] ids, int32[B] last, int32 length) => (float[B, T, 12] y) <
+    float[17, 12] table, float[12, 96] q, float[12, 32] k, float[12, 32] v, float[96, 12] o, float[40, 8] c, float[40, 8] s> {
+    x = Gather(table, ids)  a = MatMul(x, q)  e = MatMul(x, k)  g = MatMul(x, v)
+    n = com.microsoft.GroupQueryAttention <num_heads = 6, kv_num_heads = 2, do_rotary = 1> (a, e, g, , , last, length, c, s)
+    w = MatMul(n, o)  y = Add(x, w) }"""
+
+
+def test_a_head_that_an_operator_turns_is_named_by_all_its_indices(graph) -> None:
+    named = {d.name: d.size for d in analyse(graph(ROTARY)).dimensions if not d.locked}
+    heads = {"blocks.0.kv_heads": 2, "blocks.0.queries_per_kv": 3, "blocks.0.head_dim": 16}
+    assert named == {"hidden": 12, "vocab": 17} | heads
