@@ -44,8 +44,11 @@ class Depth:
         kept = dict(plan.blocks)
         for stack in stacks:
             chosen = self._listed(stack, stacks)
+            counted = target_of(self.layers, stack, stacks, "layers")
+            if chosen is not None and counted is not None:
+                raise CutError("layers counts the blocks to keep and blocks lists them; give one of the two")
             if chosen is None:
-                chosen = self._counted(stack, stats, context)
+                chosen = self._counted(stack, counted, stats, context)
             if chosen is not None:
                 kept["" if len(stacks) == 1 else stack.prefix.rstrip(".")] = chosen
         return plan.with_(blocks=kept)
@@ -64,8 +67,7 @@ class Depth:
             raise CutError(f"blocks: this model has several stacks ({names}); say which, as in {stacks[0].prefix.rstrip('.')}=0,2")
         return tuple(self.blocks)
 
-    def _counted(self, stack: Stack, stats: Statistics | None, context: Context) -> tuple[int, ...] | None:
-        count = target_of(self.layers, stack, context.analysis.stacks, "layers")
+    def _counted(self, stack: Stack, count: int | tuple[int, ...] | None, stats, context) -> tuple[int, ...] | None:
         if count is None:
             return None
         if isinstance(count, tuple):

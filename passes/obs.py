@@ -25,7 +25,8 @@ def choose_by_obs(second: np.ndarray, weight: np.ndarray, groups: Sequence[np.nd
         2
     """
     size = len(second)
-    inverse = np.linalg.inv(second + DAMPING * np.trace(second) / size * np.eye(size))
+    damping = DAMPING * np.trace(second) / size or 1.0  # where nothing was ever read, all units are alike
+    inverse = np.linalg.inv(second + damping * np.eye(size))
     weight = weight.astype(np.float64).copy()
     left = np.arange(len(groups))
     together = math.ceil((len(groups) - keep) / ROUNDS)

@@ -17,6 +17,7 @@ from graphclone.plan import Cut, Plan, resolve
 from graphclone.rotation import Norm, Rotatable, rotatable
 
 SMALLEST_GAIN = 1e-6
+MOST_SHIFT = 1e3  # times the gain: beyond, a norm's bias in the new basis would drown what it is added to
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Rotate:
             raise CutError(f"cannot rotate '{dimension.name}': no norm reads it, so there is no covariance to balance")
         weights = parent.weights
         vectors = {name: weights[name].load().astype(np.float64) for name in _vectors(proof)}
+        _check_shifts(norms, vectors)
         second = _second_moments(parent, norms, vectors, context)
         mean_free = any(norm.centred for norm in norms)
         basis = _basis(sum(moment / np.trace(moment) for moment in second), cut.size(proof.axis)[0], mean_free)
@@ -116,8 +118,31 @@ def _second_moments(parent: Model, norms: list[Norm], values: dict, context: Con
         shift = values[norm.shift].reshape(-1) if norm.shift else np.zeros(len(mean))
         gain = _gain(norm, values, len(mean))
         centred = moment - np.outer(shift, mean) - np.outer(mean, shift) + np.outer(shift, shift)
-        result.append(centred / np.outer(gain, gain))
+        seen = np.abs(values[norm.gain].reshape(-1)) >= SMALLEST_GAIN if norm.gain else np.ones(len(mean), bool)
+        result.append(_completed(centred / np.outer(gain, gain), seen))
     return result
+
+
+def _completed(moment: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return the moments with what a norm's weight of zero hides: a root mean square norm gives d in all."""
+    if seen.all():
+        return moment
+    known = moment * np.outer(seen, seen)
+    energy = float(np.trace(known))
+    whole = max(len(seen), energy) if 2 * energy >= seen.sum() else energy * len(seen) / seen.sum()
+    return known + np.diag(np.where(seen, 0.0, (whole - energy) / (~seen).sum()))
+
+
+def _check_shifts(norms: list[Norm], values: dict[str, np.ndarray]) -> None:
+    """Raise CutError for a norm whose bias no weight of its own carries into its readers."""
+    for norm in norms:
+        if norm.gain and norm.shift:
+            gain, shift = (np.abs(values[name].reshape(-1)) for name in (norm.gain, norm.shift))
+            if np.any(bad := shift > MOST_SHIFT * gain):
+                raise CutError(
+                    f"cannot rotate: {norm.where} scales channel {int(np.argmax(bad))} by nearly nothing and shifts it, "
+                    f"so its bias cannot fold into what reads it"
+                )
 
 
 def _gain(norm: Norm, values: dict[str, np.ndarray], size: int) -> np.ndarray:

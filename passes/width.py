@@ -10,6 +10,7 @@ from graphclone.blocks import Stack
 from graphclone.calibration.statistics import Statistics
 from graphclone.calibration.taps import Moment
 from graphclone.dimensions import Dimension, axis_key
+from graphclone.dtypes import is_float
 from graphclone.errors import CutError, InputError
 from graphclone.importance import METRICS, Ranking, select
 from graphclone.model import Model
@@ -51,7 +52,8 @@ class Width:
         targets: dict[str, tuple[Dimension, int]] = {}
         for stack in context.analysis.stacks:
             self._stack_targets(stack, plan, context, targets)
-        if not context.analysis.stacks and any(v is not None for v in (self.hidden, self.ffn, self.heads)):
+        targets_given = (self.hidden, self.ffn, self.heads, self.kv_heads, self.head_dim)
+        if not context.analysis.stacks and any(target is not None for target in targets_given):
             raise CutError("this graph has no residual stream with repeated blocks, so its widths have no names; use a plan")
         ranker = _Ranker(self.by, parent, stats, context)
         keep = dict(plan.keep)
@@ -194,22 +196,27 @@ class _Ranker:
         return self.context.seed * 1_000_003 + sum(map(ord, dimension.name))
 
     def _one_reader(self, dimension: Dimension) -> Reading | None:
-        """Return the only place that reads a dimension, where a matrix does."""
+        """Return the only place that reads a dimension, where a matrix of real numbers does."""
         found = self.context.readings[dimension.name]
-        alone = len(found) == 1 and dimension.role != "hidden" and found[0].weight is not None
+        alone = len(found) == 1 and dimension.role != "hidden" and self._rows(found[0]) is not None
         return found[0] if alone else None
+
+    def _rows(self, reading: Reading) -> np.ndarray | None:
+        """Return the weights that read each position, [positions, all others]; None where they are no real numbers."""
+        weight = self.parent.weights[reading.weight] if reading.weight is not None else None
+        key = axis_key(reading.axis)
+        along = next((i for i, axis in enumerate(reading.weight_axes) if axis_key(axis) == key), None)
+        if weight is None or along is None or not is_float(weight.onnx_dtype):
+            return None
+        return np.moveaxis(weight.load().astype(np.float64), along, 0).reshape(reading.axis.size[0], -1)
 
     def _together(self, reading: Reading, leaf: Axis, count: int) -> np.ndarray:
         """Choose indices of an atom as a set, by the second moments of what carries it."""
         moment = Moment(reading.tap.tensor, reading.tap.axis)
         second = self.context.measure(self.parent, (), (moment,)).second_moment(moment)
-        weight = self.parent.weights[reading.weight].load().astype(np.float64)
-        key = axis_key(reading.axis)
-        along = next(i for i, axis in enumerate(reading.weight_axes) if axis_key(axis) == key)
-        rows = np.moveaxis(weight, along, 0).reshape(len(second), -1)
         positions = positions_of(reading.axis, leaf)
         groups = [np.flatnonzero(positions == index) for index in range(leaf.size[0])]
-        return choose_by_obs(second, rows, groups, count)
+        return choose_by_obs(second, self._rows(reading), groups, count)
 
     def _scores(self, dimension: Dimension, leaf: Axis) -> np.ndarray:
         if self.stats is None:
@@ -229,18 +236,8 @@ class _Ranker:
         if self.metric != "output_aware":
             return METRICS[self.metric](self.stats, reading.tap)
         energy = np.sqrt(self.stats.mean_square(reading.tap))
-        if dimension.role == "hidden" or reading.weight is None:
-            return energy
-        return energy * self._outgoing(reading)
-
-    def _outgoing(self, reading: Reading) -> np.ndarray:
-        """Return the norm of the weights that read each position."""
-        weight = self.parent.weights[reading.weight].load().astype(np.float64)
-        key = axis_key(reading.axis)
-        along = next((i for i, axis in enumerate(reading.weight_axes) if axis_key(axis) == key), None)
-        if along is None:
-            return np.ones(reading.axis.size[0])
-        return np.sqrt((weight**2).sum(axis=tuple(i for i in range(weight.ndim) if i != along)))
+        rows = None if dimension.role == "hidden" else self._rows(reading)
+        return energy if rows is None else energy * np.sqrt((rows**2).sum(axis=1))
 
 
 def allocate(axis: Axis, target: int) -> dict[int, int] | None:

@@ -32,3 +32,7 @@ def test_one_group_at_a_time_is_the_exact_greedy_choice():
     for _ in range(2):
         chosen = min(([i for i in chosen if i != gone] for gone in chosen), key=lost)
     assert obs.choose_by_obs(second, weight, groups, 2).tolist() == chosen
+
+
+def test_units_that_nothing_ever_reached_are_all_alike():
+    assert len(obs.choose_by_obs(np.zeros((6, 6)), np.ones((6, 2)), [np.array([i]) for i in range(6)], 4)) == 4

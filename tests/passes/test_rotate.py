@@ -7,10 +7,12 @@ import pytest
 
 from graphclone.analysis import analyse
 from graphclone.errors import CutError
+from graphclone.graphs import constants
 from graphclone.pipeline import Context, Pipeline
 from graphclone.plan import Plan
 from graphclone.rotation import rotatable
 from graphclone.verify import verify
+from graphclone.weights import Weight, weight_of
 from passes.rotate import _basis, mean_free_basis
 
 CUT = "width{hidden=8 by=uniform}"
@@ -73,6 +75,32 @@ def test_the_whole_basis_changes_nothing(make, samples, run_pipeline, outputs, a
     plan = Pipeline.parse("rotate").passes[0].run(parent, moved, None, context)
     assert plan.replace
     assert apart(outputs(context.materialise(plan)), outputs(parent)) < 1e-5
+
+
+def _set(model, name: str, entries, value: float) -> None:
+    constant = next(each for each in constants(model.graph) if each.name == name)
+    values = weight_of(constant).load().copy()
+    values[entries] = value
+    constant._values = Weight.of(values)
+
+
+@pytest.mark.parametrize("entries, error", [(3, 5e-3), (slice(None), 1e-5)])
+def test_channels_that_a_norm_hides_are_no_obstacle(make, samples, outputs, apart, entries, error):
+    """A weight of zero shows nothing of its channels; they get an equal share of the norm's energy."""
+    parent = make()
+    for name in ("norm1.gain", "norm1.shift"):
+        _set(parent, name, entries, 0.0)
+    context = Context(parent, analyse(parent), data=samples, provider="cpu")
+    moved = Plan(keep={"hidden": (*range(1, 16), 0)})
+    plan = Pipeline.parse("rotate").passes[0].run(parent, moved, None, context)
+    assert apart(outputs(context.materialise(plan)), outputs(parent)) < error
+
+
+def test_a_bias_without_a_weight_is_refused(make, samples, run_pipeline):
+    parent = make()
+    _set(parent, "norm1.gain", 3, 0.0)
+    with pytest.raises(CutError, match="node_norm1.*scales channel 3 by nearly nothing and shifts it"):
+        run_pipeline(f"{CUT},rotate", parent, samples)
 
 
 def test_with_nothing_cut_nothing_changes(make, samples, run_pipeline):
