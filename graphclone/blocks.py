@@ -181,16 +181,27 @@ def _all_halves(flow: Flow, root: str) -> list[Half]:
         if not missed:
             break
         inner = flow.outputs_of(missed[-1])[0]
-        kinds = [flow.stream_type(point) for point in _points(flow, root, inner)]
-        kind = next((kind for kind in reversed(kinds) if kinds.count(kind) > 1), None)
-        after = flow.descendants(inner)
-        sink = max((t for t in after if flow.stream_type(t) == kind), key=lambda t: flow.order[t], default=inner)
-        found = _halves(flow, root, sink)
-        if not any(missed[-1] in half.nodes for half in found):
+        found = _through(flow, root, missed[-1], inner)
+        if not found:
             break
         halves += [half for half in found if half.entry not in {h.entry for h in halves}]
         halves.sort(key=lambda half: flow.order[half.exit])
     return halves
+
+
+def _through(flow: Flow, root: str, attention: int, inner: str) -> list[Half]:
+    """Return the half blocks on the way to the last state of the stream that runs through an attention, or none.
+
+    inner: what that attention gives. Which of the tensors before it are the stream shows when one of them is tried.
+    """
+    kinds = [flow.stream_type(point) for point in _points(flow, root, inner)]
+    after = flow.descendants(inner)
+    for kind in dict.fromkeys(kind for kind in reversed(kinds) if kinds.count(kind) > 1):
+        sink = max((t for t in after if flow.stream_type(t) == kind), key=lambda t: flow.order[t], default=inner)
+        found = _halves(flow, root, sink)
+        if any(attention in half.nodes for half in found):
+            return found
+    return []
 
 
 def _points(flow: Flow, root: str, sink: str) -> list[str]:
@@ -236,18 +247,32 @@ def _with_norms(regions: Sequence[tuple[str, str, str, tuple[int, ...]]]) -> lis
             behind.append((i, []))
         elif kind == "norm" and behind and behind[-1][0] + len(behind[-1][1]) == i - 1:
             behind[-1][1].append(i)
-    lengths: dict[str, Counter] = defaultdict(Counter)
-    for i, norms in behind[:-1]:
-        for kind in (regions[i][0], ""):
-            lengths[kind][len(norms)] += 1
+    expected = _usual_norms([(regions[i][0], len(norms)) for i, norms in behind])
     halves: list[Half] = []
-    for i, norms in behind:
+    for (i, norms), count in zip(behind, expected, strict=True):
         kind, entry, exit, nodes = regions[i]
-        seen = lengths.get(kind) or lengths.get("")
-        for norm in norms[: seen.most_common(1)[0][0] if seen else 0]:
+        for norm in norms[:count]:
             exit, nodes = regions[norm][2], nodes + regions[norm][3]
         halves.append(Half(kind, entry, exit, nodes))
     return halves
+
+
+def _usual_norms(seen: Sequence[tuple[str, int]]) -> list[int]:
+    """Return how many of the norms behind each half block are its own, given its kind and how many there are.
+
+    Where all but the last repeat after a period (a Conformer has a norm behind each fourth), the last is as the one a
+    period before it; else each has what its kind usually has.
+    """
+    kinds = [kind for kind, _ in seen]
+    for period in range(1, len(seen) // 2 + 1):
+        if kinds[period:] == kinds[:-period] and seen[period:-1] == seen[: -period - 1]:
+            return [count for _, count in seen[:-1]] + [seen[-1 - period][1]]
+    lengths: dict[str, Counter] = defaultdict(Counter)
+    for kind, count in seen[:-1]:
+        for group in (kind, ""):
+            lengths[group][count] += 1
+    usual = [lengths.get(kind) or lengths.get("") for kind in kinds]
+    return [counts.most_common(1)[0][0] if counts else 0 for counts in usual]
 
 
 def _passes(flow: Flow, entry: str, exit: str, nodes: tuple[int, ...]) -> bool:
@@ -294,14 +319,15 @@ def _runs(halves: list[Half]) -> list[list[Half]]:
 def _group(halves: list[Half]) -> tuple[Block, ...]:
     """Group half blocks into blocks: one period, beginning with attention unless the whole run is periodic as it is."""
     kinds = [half.kind for half in halves]
-    if "attention" not in kinds:
+    first = next((kind for kind in ("attention", "cross_attention") if kind in kinds), None)
+    if first is None:
         groups = [[half] for half in halves]
     else:
         period = next(p for p in range(1, len(kinds) + 1) if all(a == b for a, b in zip(kinds, kinds[p:])))
-        if (len(kinds) % period == 0 and period < len(kinds)) or (kinds[0] == "attention" and kinds.count("attention") == 1):
+        if (len(kinds) % period == 0 and period < len(kinds)) or (kinds[0] == first and kinds.count(first) == 1):
             starts = range(0, len(kinds), period)
         else:
-            starts = [i for i, kind in enumerate(kinds) if kind == "attention"]
+            starts = [i for i, kind in enumerate(kinds) if kind == first]
         starts = list(starts)
         groups = [halves[a:b] for a, b in zip(starts, [*starts[1:], len(halves)])]
     return tuple(Block(i, g[0].entry, g[-1].exit, tuple(g)) for i, g in enumerate(groups))
@@ -312,7 +338,8 @@ def _prefixes(flow: Flow, found: list) -> list[str]:
     if len(found) < 2:
         return [""] * len(found)
     crosses = [any(h.kind == "cross_attention" for b in blocks for h in b.halves) for _, _, blocks in found]
-    images = [bool(flow.raw_of.get(root, set()) & flow.images) for root, _, _ in found]
+    sources = [flow.raw_of.get(root) or flow.raw_of.get(states[-1], set()) for root, states, _ in found]
+    images = [bool(source & flow.images) for source in sources]
     names = []
     for i in range(len(found)):
         if any(crosses):

@@ -22,6 +22,7 @@ REAL_AGAIN = {
     "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "QAttention", "Shape", "Size",
 }  # fmt: skip
 """Operators that read whole numbers and give what needs no zero point."""
+REPEATING = {"Expand", "Tile", "ConstantOfShape"}
 ATTENTION_OPS = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
@@ -54,6 +55,7 @@ class Flow:
         self.attention = attention_nodes(self.nodes, self.contractions, range(len(self.nodes)))
         self.images = {t.name for t in graph.inputs if t.shape is not None and len(t.shape) == 4}
         self.roots, self.raw_of = self._find_roots(graph)
+        self.roots += self._find_latents()
 
     def _add_steps(self, number: int, node: TypedNode) -> None:
         reads = [t.name for t in node.op.node.inputs if not isinstance(t, gs.Constant) and not t.is_empty()]
@@ -117,6 +119,17 @@ class Flow:
                     roots.append(name)
                     rooted.add(name)
         return roots, raw
+
+    def _find_latents(self) -> list[str]:
+        """Return what no input gives: learned queries, class tokens or zeros, repeated over the batch."""
+        found = []
+        for i, node in enumerate(self.nodes):
+            if node.op.type not in REPEATING or any(name in self.raw_of for name in self.inputs_of(i)):
+                continue
+            axes = node.outputs[0] or ()
+            if len(axes) > 2 and any(free_leaves(axis) for axis in axes):
+                found += self.outputs_of(i)
+        return found
 
     def descendants(self, start: str, stop: str | None = None) -> set[str]:
         """Return the tensors that descend from one, itself included; `stop` is reached but not passed."""
@@ -220,10 +233,13 @@ def _has_matrix(node: TypedNode) -> bool:
 def attention_nodes(
     nodes: Sequence[TypedNode], contractions: Sequence[Contraction | None], within: Sequence[int]
 ) -> list[int]:
-    """Return the nodes that mix values by attention: fused operators, and contractions over a softmax's axis."""
+    """Return the nodes that mix values by attention: fused operators, and contractions over a softmax's axis.
+
+    Where there is none, linear attention and retention: two activations contracted over the sequence, for each head.
+    """
     scores: set[int] = set()  # axes that contractions of two activations produce
     normalised: set[int] = set()
-    found = []
+    found, linear = [], []
     for i in within:
         node, contraction = nodes[i], contractions[i]
         if node.op.type in ATTENTION_OPS:
@@ -231,6 +247,8 @@ def attention_nodes(
         elif contraction is not None and contraction.weight is None:
             if any(id(find(axis)) in normalised for axis in contraction.contracted):
                 found.append(i)
+            elif _mixes_positions(contraction):
+                linear.append(i)
             scores.update(id(find(axis)) for axis in node.outputs[0] or ())
         elif node.op.type == "Softmax" and node.outputs[0]:
             axis = find(node.outputs[0][node.op.axis(len(node.outputs[0]), -1)])
@@ -239,4 +257,11 @@ def attention_nodes(
         elif node.op.type == "ReduceSum" and node.text:
             summed = [node.bound[p.name] for p in parse(node.text).inputs[0] if p.statistic and p.name in node.bound]
             normalised.update(id(find(axis)) for axis in summed if id(find(axis)) in scores)
-    return found
+    return found or linear
+
+
+def _mixes_positions(contraction: Contraction) -> bool:
+    """Tell whether two activations are contracted over what is no width, for each index of a width that both have."""
+    over = [axis for axis in contraction.contracted if not is_unit(axis)]
+    heads = any(is_static(axis) and free_leaves(axis) for axis in contraction.shared)
+    return bool(over) and heads and not any(free_leaves(axis) for axis in over)

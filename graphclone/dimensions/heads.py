@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from graphclone.axes.axis import Axis, find, is_static, is_unit, leaves, product, total
+from graphclone.axes.axis import Axis, find, free_leaves, is_static, is_unit, leaves, product, total
 from graphclone.axes.contractions import Contraction
 from graphclone.axes.notation import Pattern, parse
 from graphclone.axes.typed import TypedNode
@@ -11,41 +11,35 @@ from graphclone.dimensions.places import Contractions
 from graphclone.dimensions.widths import outer_parts, static_parts
 from graphclone.flow import ATTENTION_OPS
 
-Roles = list[tuple[str, Axis]]
+Roles = list[tuple[str, Axis, str]]
 
 
 def attention_axes(
     index: int, within: Sequence[int], nodes: Sequence[TypedNode], contractions: Contractions, carriers: Carriers
 ) -> Roles:
-    """Return the roles of the axes around one attention.
+    """Return (role, axis, name) of the axes around one attention; names are roles, or with a prefix as `v_heads`.
 
     index: of the node that mixes values by scores, or of an attention operator. within: the nodes of its half block.
     """
     node = nodes[index]
     if node.op.type in ATTENTION_OPS:
-        return _fused_axes(node)
+        return [(role, axis, role) for role, axis in _fused_axes(node)]
     mix = contractions[index]
     before = _scores_before(index, within, nodes, contractions)
-    scores = None if before is None else contractions[before]
-    heads = carriers.carried(static_parts(mix.shared))
-    if scores is not None:
-        heads = carriers.carried(static_parts(scores.shared)) or heads
-    inner = [axis for axis in (scores.contracted if scores else ()) if is_static(axis)]
-    if before is not None:
-        heads += _heads_of_queries(nodes[before], mix, heads, inner, carriers)
-    roles = _head_roles(heads)
-    roles += [("head_dim", axis) for axis in inner[:1]]
-    contracted = {id(find(axis)) for axis in mix.contracted}
-    value = [
-        axis
-        for axis in node.outputs[0] or ()
-        if is_static(axis) and not is_unit(axis) and id(find(axis)) not in contracted
-    ]
-    known = {id(leaf) for axis in heads for leaf in leaves(axis)} | {id(find(axis)) for axis in inner}
-    known |= {id(leaf) for axis in inner for leaf in leaves(axis)}
-    values = [axis for axis in value if id(find(axis)) not in known and not {id(x) for x in leaves(axis)} <= known]
+    if before is None:
+        return _linear_axes(node, mix, carriers)
+    scores = contractions[before]
+    heads = carriers.carried(static_parts(scores.shared)) or carriers.carried(static_parts(mix.shared))
+    inner = [axis for axis in scores.contracted if is_static(axis)]
+    heads += _of_queries(before, within, nodes, contractions, heads)
+    heads += _heads_of_queries(nodes[before], mix, heads, inner, carriers)
+    roles: Roles = [(role, axis, role) for role, axis in _head_roles(heads)]
+    roles += [("heads", axis, name) for name, axis in _other_heads(index, before, within, nodes, mix, heads, carriers)]
+    roles += [("head_dim", axis, "head_dim") for axis in inner[:1]]
+    known = [*heads, *inner, *mix.contracted, *(nodes[before].outputs[0] or ()), *(axis for _, axis, _ in roles)]
+    values = _unlike(node.outputs[0], known)
     role = "v_head_dim" if inner else "head_dim"
-    return roles + [(role, axis) for axis in values[-1:]]
+    return roles + [(role, axis, role) for axis in values[-1:]]
 
 
 def _heads_of_queries(
@@ -62,7 +56,60 @@ def _heads_of_queries(
     return [axis for axis in free if all(carriers.of(leaf) & projections for leaf in leaves(axis))]
 
 
-def _head_roles(heads: list[Axis]) -> Roles:
+def _of_queries(
+    before: int, within: Sequence[int], nodes: Sequence[TypedNode], contractions: Contractions, heads: list[Axis]
+) -> list[Axis]:
+    """Return the widths of scores that keys lack, and that a weight of the half block makes: heads of queries alone."""
+    made: set[int] = set()
+    for i in within:
+        if i < before and contractions[i] is not None and contractions[i].weight is not None:
+            read = {id(leaf) for axis in nodes[i].op.axes[contractions[i].activation] or () for leaf in leaves(axis)}
+            made |= {id(leaf) for axis in nodes[i].outputs[0] or () for leaf in leaves(axis)} - read
+    return [axis for axis in _unlike(nodes[before].outputs[0], heads) if {id(leaf) for leaf in leaves(axis)} <= made]
+
+
+def _linear_axes(node: TypedNode, mix: Contraction, carriers: Carriers) -> Roles:
+    """Return the roles around keys times values, summed over the sequence: heads, and a width of either."""
+    heads = carriers.carried(static_parts(mix.shared))
+    widths = _unlike(node.outputs[0], [*heads, *mix.contracted])
+    roles: Roles = [(role, axis, role) for role, axis in _head_roles(heads)]
+    named = ("head_dim", "v_head_dim") if len(widths) > 1 else ("head_dim",)
+    return roles + [(role, axis, role) for role, axis in zip(named, widths[-2:], strict=True)]
+
+
+def _other_heads(
+    index: int,
+    before: int,
+    within: Sequence[int],
+    nodes: Sequence[TypedNode],
+    mix: Contraction,
+    heads: list[Axis],
+    carriers: Carriers,
+) -> list[tuple[str, Axis]]:
+    """Return the widths that talking heads mix scores into: those that softmax sees, and those of values."""
+    if len(heads) != 1:
+        return []
+    values = _unlike(carriers.carried(static_parts(mix.shared)), heads)
+    known, mixed = [*heads, *values, *(nodes[before].outputs[0] or ())], []
+    for i in within:
+        if before < i < index and nodes[i].op.type == "Softmax":
+            mixed = _widths(nodes[i].outputs[0], known, carriers)
+    return [("mixed_heads", axis) for axis in mixed[:1]] + [("v_heads", axis) for axis in values[:1]]
+
+
+def _widths(axes: Sequence[Axis] | None, known: Sequence[Axis], carriers: Carriers) -> list[Axis]:
+    """Return the widths that weights carry among some axes, those known left out."""
+    return [axis for axis in _unlike(axes, known) if free_leaves(axis) and carriers.count([axis])]
+
+
+def _unlike(axes: Sequence[Axis] | None, known: Sequence[Axis]) -> list[Axis]:
+    """Return the static axes that are made of others than the known ones."""
+    seen = {id(leaf) for axis in known for leaf in leaves(axis)}
+    wide = [axis for axis in axes or () if is_static(axis) and not is_unit(axis)]
+    return [axis for axis in wide if not {id(leaf) for leaf in leaves(axis)} <= seen]
+
+
+def _head_roles(heads: list[Axis]) -> list[tuple[str, Axis]]:
     if not heads:
         return []
     if len(heads) == 1 and find(heads[0]).kind == "atom":
@@ -74,10 +121,10 @@ def _head_roles(heads: list[Axis]) -> Roles:
     return list(zip(("kv_heads", "queries_per_kv"), flat[:2], strict=False))
 
 
-def _fused_axes(node: TypedNode) -> Roles:
+def _fused_axes(node: TypedNode) -> list[tuple[str, Axis]]:
     bound = node.bound
     size = lambda name: name in bound and not is_unit(bound[name])  # noqa: E731
-    roles: Roles = []
+    roles: list[tuple[str, Axis]] = []
     if "h" in bound:
         roles.append(("heads", bound["h"]))
     elif size("r") and size("g"):

@@ -67,8 +67,8 @@ class _Namer:
                 if not cross:
                     before = f"attention_{seen_attention}_" if seen_attention else ""
                     seen_attention += 1
-                for role, axis in attention_axes(i, half.nodes, self.nodes, self.contractions, self.carriers):
-                    self.found.add(role, axis, f"{base}{before}{role}", stack.prefix, index)
+                for role, axis, name in attention_axes(i, half.nodes, self.nodes, self.contractions, self.carriers):
+                    self.found.add(role, axis, f"{base}{before}{name}", stack.prefix, index)
         for half in block.halves:
             self._experts(half.nodes, base, stack.prefix, index)
         self._feed_forward([i for half in block.halves for i in half.nodes], base, stack.prefix, index)

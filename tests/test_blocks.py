@@ -1,0 +1,167 @@
+"""Blocks of streams that are laid out unusually: norms at the end of a block, learned queries, side branches."""
+
+from collections.abc import Callable
+
+import pytest
+
+from graphclone.analysis import analyse
+from graphclone.model import Model
+from graphclone.plan import Plan
+from graphclone.subclone import subclone
+from graphclone.surgery import apply
+from graphclone.verify import verify
+
+Graph = Callable[..., Model]
+SHAPES = "int64[4] apart = {0, 0, 3, 4}, int64[3] together = {0, 0, 12}"
+
+
+class Text:
+    """A graph's text while it is written: each method adds nodes and returns the name of what they give."""
+
+    def __init__(self) -> None:
+        self.nodes: list[str] = []
+        self.weights: list[str] = []
+
+    def node(self, op: str, *inputs: str, attributes: str = "") -> str:
+        name = f"t{len(self.nodes)}"
+        self.nodes.append(f"{name} = {op} {attributes}({', '.join(inputs)})")
+        return name
+
+    def weight(self, *shape: int) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(f"float[{', '.join(map(str, shape))}] {name}")
+        return name
+
+    def linear(self, x: str, inner: int, outer: int) -> str:
+        return self.node("MatMul", x, self.weight(inner, outer))
+
+    def norm(self, x: str, width: int = 12) -> str:
+        return self.node("LayerNormalization", x, self.weight(width), self.weight(width))
+
+    def ffn(self, x: str, inner: int) -> str:
+        return self.linear(self.node("Relu", self.linear(self.norm(x), 12, inner)), inner, 12)
+
+    def attend(self, x: str, to: str, inner: int = 10) -> str:
+        q, k, v = (self.linear(item, 12, inner) for item in (self.norm(x), to, to))
+        scores = self.node("MatMul", q, self.node("Transpose", k, attributes="<perm = [0, 2, 1]> "))
+        return self.linear(self.node("MatMul", self.node("Softmax", scores), v), inner, 12)
+
+    def add(self, x: str, y: str) -> str:
+        return self.node("Add", x, y)
+
+    def model(self, graph: Graph, y: str, head: str = "", constants: str = "") -> Model:
+        lines = "\n".join(self.nodes)
+        declared = ", ".join([*self.weights, *filter(None, [constants])])
+        return graph(f"{head or '(float[B, S, 12] x) => (float[B, S, 12] y)'} <{declared}> {{ {lines}\n y = Relu({y}) }}")
+
+
+def kinds(model: Model) -> dict[str, list[list[str]]]:
+    stacks = analyse(model).stacks
+    return {stack.prefix: [[half.kind for half in block.halves] for block in stack.blocks] for stack in stacks}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_norm_at_the_end_of_each_block_belongs_to_it(graph: Graph, count: int) -> None:
+    """A Conformer: half an FFN, attention, another branch, half an FFN, a norm, and no norm behind the blocks."""
+    text = Text()
+    x = text.linear("x", 12, 12)
+    for _ in range(count):
+        x = text.add(x, text.ffn(x, 20))
+        x = text.add(x, text.attend(x, x))
+        x = text.add(x, text.ffn(x, 15))
+        x = text.norm(text.add(x, text.ffn(x, 20)))
+    model = text.model(graph, x)
+    assert kinds(model) == {"": [["ffn", "attention", "ffn", "ffn"]] * count}
+    assert verify(apply(model, Plan(blocks={"": (0,)}))).ok
+
+
+QUERIES = "float[1, 5, 12] queries, int64[1] zero = {0}, int64[1] one = {1}, int64[2] rest = {1, 1}"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_learned_queries_begin_a_stream(graph: Graph, own: bool) -> None:
+    """A Perceiver's latents read the input anew in each block; a DETR's queries attend to one another as well."""
+    text = Text()
+    memory = text.linear("x", 12, 12)
+    batch = text.node("Slice", text.node("Shape", "x"), "zero", "one")
+    x = text.node("Expand", "queries", text.node("Concat", batch, "rest", attributes="<axis = 0> "))
+    for _ in range(3):
+        x = text.add(x, text.attend(x, x)) if own else x
+        x = text.add(x, text.attend(x, memory))
+        x = text.add(x, text.ffn(x, 20))
+    model = text.model(graph, text.norm(x), "(float[B, S, 12] x) => (float[B, 5, 12] y)", QUERIES)
+    assert kinds(model) == {"": [["attention"] * own + ["cross_attention", "ffn"]] * 3}
+    roles = {d.name: d.size for d in analyse(model).dimensions if d.name.startswith("blocks.0.")}
+    assert roles["blocks.0.cross_head_dim"] == roles["blocks.0.cross_v_head_dim"] == 10
+    assert verify(apply(model, Plan(blocks={"": (0, 2)}))).ok
+
+
+def test_blocks_in_a_branch_that_another_passes_by(graph: Graph) -> None:
+    """A MobileViT's transformer: its output is concatenated with what it started from."""
+    text = Text()
+    start = text.linear("x", 12, 12)
+    x = text.linear(start, 12, 12)
+    for _ in range(3):
+        x = text.add(x, text.attend(x, x))
+        x = text.add(x, text.ffn(x, 20))
+    packed = text.linear(text.norm(x), 12, 30)
+    both = text.node("Concat", start, text.linear(packed, 30, 12), attributes="<axis = -1> ")
+    model = text.model(graph, text.linear(both, 24, 12))
+    assert kinds(model) == {"": [["attention", "ffn"]] * 3}
+
+
+def test_linear_attention_is_attention(graph: Graph) -> None:
+    """Keys times values is summed over the sequence, for each head; no softmax tells."""
+    text = Text()
+    x = text.linear("x", 12, 12)
+    for _ in range(2):
+        normed = text.norm(x)
+        q, k, v = (text.node("Reshape", text.linear(normed, 12, 12), "apart") for _ in range(3))
+        state = text.node("Einsum", text.node("Relu", k), v, attributes='<equation = "bshd,bshe->bhde"> ')
+        mixed = text.node("Einsum", text.node("Relu", q), state, attributes='<equation = "bshd,bhde->bshe"> ')
+        x = text.add(x, text.linear(text.node("Reshape", mixed, "together"), 12, 12))
+        x = text.add(x, text.ffn(x, 20))
+    model = text.model(graph, text.norm(x), constants=SHAPES)
+    assert kinds(model) == {"": [["attention", "ffn"]] * 2}
+    names = [d.name for d in analyse(model).dimensions if d.name.startswith("blocks.0.")]
+    assert names == ["blocks.0.heads", "blocks.0.head_dim", "blocks.0.v_head_dim", "blocks.0.ffn"]
+
+
+def test_talking_heads_are_heads(graph: Graph) -> None:
+    """Scores are mixed among heads by a convolution of one place before the softmax, and by a matrix behind it."""
+    text = Text()
+    x = text.linear("x", 12, 12)
+    for _ in range(2):
+        normed = text.norm(x)
+        parts = [text.node("Reshape", text.linear(normed, 12, 12), "apart") for _ in range(3)]
+        q, v = (text.node("Transpose", part, attributes="<perm = [0, 2, 1, 3]> ") for part in (parts[0], parts[2]))
+        k = text.node("Transpose", parts[1], attributes="<perm = [0, 2, 3, 1]> ")
+        scores = text.node("Conv", text.node("MatMul", q, k), text.weight(3, 3, 1, 1), attributes="<kernel_shape = [1, 1]> ")
+        last = text.node("Transpose", text.node("Softmax", scores), attributes="<perm = [0, 2, 3, 1]> ")
+        shares = text.node("Transpose", text.linear(last, 3, 3), attributes="<perm = [0, 3, 1, 2]> ")
+        mixed = text.node("Transpose", text.node("MatMul", shares, v), attributes="<perm = [0, 2, 1, 3]> ")
+        x = text.add(x, text.linear(text.node("Reshape", mixed, "together"), 12, 12))
+        x = text.add(x, text.ffn(x, 20))
+    model = text.model(graph, text.norm(x), constants=SHAPES)
+    assert kinds(model) == {"": [["attention", "ffn"]] * 2}
+    sizes = {d.name[9:]: (d.size, d.role) for d in analyse(model).dimensions if d.name.startswith("blocks.0.")}
+    assert [name for name, (_, role) in sizes.items() if role == "heads"] == ["heads", "mixed_heads", "v_heads"]
+    assert set(sizes) == {"heads", "mixed_heads", "v_heads", "head_dim", "v_head_dim", "ffn"}
+    child = subclone(model, heads=2, by="first", rescale="none")
+    assert {d.size for d in analyse(child).dimensions if d.role == "heads"} == {2}
+
+
+def test_the_query_heads_of_one_key_head_are_heads(graph: Graph) -> None:
+    text = Text()
+    x = text.linear("x", 12, 12)
+    for _ in range(2):
+        normed = text.norm(x)
+        q = text.node("Reshape", text.linear(normed, 12, 12), "apart")
+        keys, values = (text.linear(normed, 12, 4) for _ in range(2))
+        scores = text.node("Einsum", q, keys, attributes='<equation = "bihd,bjd->bhij"> ')
+        mixed = text.node("Einsum", text.node("Softmax", scores), values, attributes='<equation = "bhij,bjd->bihd"> ')
+        x = text.add(x, text.linear(text.node("Reshape", mixed, "together"), 12, 12))
+        x = text.add(x, text.ffn(x, 20))
+    model = text.model(graph, text.norm(x), constants=SHAPES)
+    names = [d.name for d in analyse(model).dimensions if d.name.startswith("blocks.0.")]
+    assert names == [f"blocks.0.{role}" for role in ("heads", "head_dim", "v_head_dim", "ffn")]
