@@ -2,24 +2,29 @@
 
 import numpy as np
 
-from graphclone.pytorch.naming import FX_ARGUMENT, Names
+from graphclone.pytorch.checkpoints import Recovered
+from graphclone.pytorch.naming import Names
 from graphclone.pytorch.parameters import Stored
 from graphclone.pytorch.program import Op, Program, Value
 from graphclone.pytorch.rewriting import new_op, new_value
 from graphclone.weights import Weight
 
 
-def adopt(program: Program, names: Names) -> list[str]:
+def adopt(program: Program, names: Names, found: Recovered | None = None) -> list[str]:
     """Name looked-up tables and ties after parameters that nothing else is; return a line for each assumption.
 
     A whole table looked up at export (positions 0, 1, 2, ...) is a plain tensor in the graph, and torch lists a
-    tied parameter under each of its names though the graph reads one.
+    tied parameter under each of its names though the graph reads one. What the checkpoint holds with values that no
+    tensor of the graph has is not tied.
     """
     stored = {
         value: value.parameter for value in program.values() if value.parameter is not None and value.known is None
     }
     used = {path for each in stored.values() for path in (each.path, *each.aliases)}
-    absent = [name for name, kind in names.kinds.items() if kind == "PARAMETER" and name not in used]
+    others = found.lacking if found is not None else ()
+    absent = [
+        name for name, kind in names.kinds.items() if kind == "PARAMETER" and name not in used and name not in others
+    ]
     users = program.users()
     notes = []
     for value, each in stored.items():
@@ -37,7 +42,7 @@ def adopt(program: Program, names: Names) -> list[str]:
     notes += _zero_biases(program, names, absent)
     for name in absent:
         owners = [each for each in stored.values() if each.trainable and _may_tie(name, [each.path, *each.aliases])]
-        if len(owners) > 1:
+        if len(owners) > 1 or name.endswith(".bias"):
             owners = [each for each in owners if f"{_module(each.path)}.weight" in several]
         if len(owners) == 1:
             owners[0].aliases.append(name)
@@ -51,8 +56,7 @@ def _zero_biases(program: Program, names: Names, absent: list[str]) -> list[str]
     for op in program.ops:
         if op.type != "Linear" or op[2] is not None:
             continue
-        told = [names.by_key[key] for key in FX_ARGUMENT.findall(op.fx) if key in names.by_key]
-        told = [name for name in told if name in absent and name.endswith(".bias")]
+        told = [name for name in names.told(op) if name in absent and name.endswith(".bias")]
         if len(told) != 1:
             continue
         size = op.output.dims[-1]

@@ -1,14 +1,16 @@
 """Checkpoints: recover names and folded weights by comparing values with the framework's state dict."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from graphclone.errors import InputError
 from graphclone.pytorch.known import array
+from graphclone.pytorch.naming import Names
 from graphclone.pytorch.parameters import Stored, spread_tables
-from graphclone.pytorch.pieces import cut, join, pieces, spread
+from graphclone.pytorch.pieces import cut, join, of_rank, pieces, rows, spread
 from graphclone.pytorch.program import Program, Value
 from graphclone.pytorch.rewriting import IDIOMS, new_op, new_value
 from graphclone.pytorch.unfolding import unfold
@@ -45,52 +47,103 @@ def _array(value) -> np.ndarray:
     return np.asarray(value)
 
 
-def recover(program: Program, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Name parameters after the checkpoint's tensors of equal value; return the checkpoint's tensors that are left.
+@dataclass(frozen=True)
+class Recovered:
+    """What became of a checkpoint.
 
-    A tensor that is a checkpoint's plus one (a norm that keeps its offset apart) is stored as the checkpoint has it.
-    A tensor under several names in the checkpoint gets them all.
+    lacking: its tensors that nothing in the program is, by name. differing: names of parameters that the checkpoint has
+    with other values. resized: whether it has one with another shape.
+    """
+
+    lacking: dict[str, np.ndarray]
+    differing: list[str]
+    resized: bool
+
+
+def recover(program: Program, checkpoint: Checkpoint, names: Names) -> Recovered:
+    """Name parameters after the checkpoint's tensors of equal value.
+
+    A tensor that is a checkpoint's plus one (a norm that keeps its offset apart) is stored as the checkpoint has it, as
+    is one that was computed from others. A tensor under several names in the checkpoint gets them all.
     """
     tensors = read_checkpoint(checkpoint)
     stored = [value for value in program.values() if value.parameter is not None and value.known is None]
-    parts = {value: value.parameter for value in stored if value.parameter.trainable}
-    free = {name for name in tensors if all(name not in (each.path, *each.aliases) for each in parts.values())}
+    parts = {value: value.parameter for value in stored if value.parameter.trainable or _may_be_learned(value, names)}
+    free = set(tensors)
+    for each in {value.parameter: None for value in stored}:
+        each.aliases = [path for path in each.aliases if path not in tensors or _holds(each, tensors[path])]
+        held = {path for path in (each.path, *each.aliases) if path in tensors and _holds(each, tensors[path])}
+        each.persistent |= bool(held)
+        free -= held
+    _rename(program, parts, tensors, free)
+    for each in parts.values():
+        paths = [each.path, *each.aliases]
+        known = [path for path in paths if path in tensors]
+        if known:
+            each.path, *each.aliases = known + [path for path in paths if path not in known and names.given(path)]
+    unknown = [value for value, each in parts.items() if each.path not in tensors or each.path in free]
+    _join_and_cut(program, unknown, tensors, free)
+    read = {value for op in program.ops for value in op.inputs}
+    unknown = [value for value in stored if value in read and value.parameter.path not in tensors.keys() - free]
+    unfold(program, [(value, load_stored(value.parameter)) for value in unknown], tensors, free, names)
+    spread_tables(program)
+    left = {value.parameter for value in program.values() if value.parameter is not None and value.known is None}
+    differing = sorted({each.path for each in left} & free)
+    resized = any(each.shape != tensors[each.path].shape for each in left if each.path in tensors)
+    return Recovered({name: tensors[name] for name in sorted(free.difference(differing))}, differing, resized)
+
+
+def _holds(stored: Stored, tensor: np.ndarray) -> bool:
+    """Tell whether a parameter has the values of the checkpoint's tensor."""
+    return stored.shape == tensor.shape and np.array_equal(own := load_stored(stored), tensor.astype(own.dtype))
+
+
+def _may_be_learned(value: Value, names: Names) -> bool:
+    """Tell whether a nameless table is worth looking up in the checkpoint: floats that are not all the same."""
+    stored = value.parameter
+    if not stored.dtype.is_floating_point or not names.lost(stored.path) or stored.weight.size < 2:
+        return False
+    return bool(np.ptp(np.asarray(stored.weight.load(), np.float64)))
+
+
+def _rename(program: Program, parts: Mapping[Value, Stored], tensors: dict[str, np.ndarray], free: set[str]) -> None:
+    """Call what has the values of one of the `free` tensors as the checkpoint does."""
     by_shape: dict[tuple[int, ...], list[str]] = {}
     for name in sorted(free):
         by_shape.setdefault(tensors[name].shape, []).append(name)
     for value, each in parts.items():
         candidates = [name for name in by_shape.get(each.shape, []) if name in free]
-        if each.path in tensors and not candidates:
+        held = each.path in tensors and each.path not in free
+        if held and not candidates:
             continue
         own = load_stored(each)
         same = [name for name in candidates if np.array_equal(own, tensors[name].astype(own.dtype))]
-        if each.path not in tensors:
-            if same and (own.ndim > 1 or len(same) == 1):
+        unique = own.ndim > 1 or len(same) == 1
+        if not held:
+            if same and unique:
                 each.path, each.unsure = same.pop(0), ""
                 free.discard(each.path)
+                _train(value)
             elif not same and not _turn(program, value, own, by_shape, tensors, free):
                 _offset(program, value, own, [name for name in candidates if name in free], tensors, free)
-        if own.ndim > 1 or len(same) == 1:
+        if unique:
             each.aliases += same
             free -= set(same)
-    for each in parts.values():
-        known = [path for path in (each.path, *each.aliases) if path in tensors]
-        if known:
-            each.path, each.aliases = known[0], known[1:]
-    _join_and_cut(program, [value for value, each in parts.items() if each.path not in tensors], tensors, free)
-    read = {value for op in program.ops for value in op.inputs}
-    unknown = [value for value in stored if value.parameter.path not in tensors and value in read]
-    unfold(program, [(value, load_stored(value.parameter)) for value in unknown], tensors, free)
-    spread_tables(program)
-    return {name: tensors[name] for name in sorted(free)}
+
+
+def _train(value: Value) -> None:
+    """Let what the checkpoint holds be a parameter."""
+    value.parameter.trainable = value.parameter.persistent = True
+    value.is_table = False
 
 
 def _join_and_cut(program: Program, unknown: list[Value], tensors: dict[str, np.ndarray], free: set[str]) -> None:
     """Take apart what is several tensors of the checkpoint side by side, and put together what is a part of one."""
     unknown = [value for value in unknown if any(value in op.inputs for op in program.ops)]
     for value in list(unknown):
-        own, scope = np.squeeze(load_stored(value.parameter)), value.parameter.path.rpartition(".")[0]
-        same = [name for name in sorted(free) if np.array_equal(np.squeeze(tensors[name]), own)]
+        own, scope = load_stored(value.parameter), value.parameter.path.rpartition(".")[0]
+        forms = [np.squeeze(own), *([] if rows(own) is None else [rows(own)])]
+        same = [name for name in sorted(free) if any(np.array_equal(np.squeeze(tensors[name]), each) for each in forms)]
         same = [name for name in same if name.rpartition(".")[0] == scope] or same
         if len(same) == 1 and tensors[same[0]].ndim != value.rank:
             spread(program, value, same[0], tensors[same[0]])
@@ -106,7 +159,8 @@ def _join_and_cut(program: Program, unknown: list[Value], tensors: dict[str, np.
             unknown.remove(value)
     own = {value: load_stored(value.parameter) for value in unknown}
     for name in sorted(free):
-        found = pieces(tensors[name], {value: each for value, each in own.items() if each.ndim == tensors[name].ndim})
+        forms = {value: of_rank(each, tensors[name].ndim) for value, each in own.items()}
+        found = pieces(tensors[name], {value: form for value, form in forms.items() if form is not None})
         if found is not None:
             cut(program, name, tensors[name], found)
             free.discard(name)

@@ -40,7 +40,9 @@ def tensor(slot: Slot, numbers: Iterator[str]) -> str | None:
         return None
     empty = f"torch.empty({shape}{kind})"
     idle = ", requires_grad=False" if slot.stored.idle else ""
-    return f"nn.Parameter({empty}{idle})" if slot.stored.trainable else empty
+    if slot.stored.trainable:
+        return f"nn.Parameter({empty}{idle})"
+    return f"nn.Buffer({empty})" if slot.stored.persistent else empty
 
 
 def layer(given: Layer, numbers: Iterator[str], dtype: torch.dtype) -> str:

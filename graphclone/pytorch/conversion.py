@@ -10,7 +10,7 @@ from graphclone.model import Model
 from graphclone.pytorch import attention_idioms, layout_idioms, norm_idioms, weight_idioms
 from graphclone.pytorch.adoption import adopt
 from graphclone.pytorch.causality import flag_causal
-from graphclone.pytorch.checkpoints import Checkpoint, recover
+from graphclone.pytorch.checkpoints import Checkpoint, Recovered, recover
 from graphclone.pytorch.code import DTYPE, Code
 from graphclone.pytorch.dropout import add_dropout
 from graphclone.pytorch.naming import Names
@@ -69,8 +69,10 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
         for idiom in stage:
             rewrite(program, idiom)
     tie(program, model)
-    lacking = recover(program, checkpoint) if checkpoint is not None else None
-    assumed = adopt(program, names)
+    found = recover(program, checkpoint, names) if checkpoint is not None else None
+    assumed = adopt(program, names, found)
+    order = names.order(checkpoint)
+    _name_ties(program, order)
     moved = nest(program, model)
     if dropout:
         add_dropout(program, dropout)
@@ -81,29 +83,44 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     encode(program)
     stored = list(dict.fromkeys(v.parameter for v in program.values() if v.parameter is not None and v.known is None))
     stored = [*(each for each in stored if each not in moved), *(each for each in moved if each in stored)]
-    carried = carry(stored, lacking or {}, names)
-    report = _report(stored, names, assumed, None if lacking is None else list(lacking))
+    stored.sort(key=lambda each: order.get(each.path, len(order)))
+    carried = carry(stored, found, names) if found is not None else []
+    report = _report(stored, names, assumed, found)
     report["carried"] = [each.path for each in carried]
     report["moved"] = [f"{each.path}: {name}" for each, name in moved.items() if each in stored]
     return Converted(program, [*stored, *carried], [tensor.name for tensor in model.outputs], report)
 
 
-def carry(stored: list[Stored], lacking: Mapping[str, np.ndarray], names: Names) -> list[Stored]:
+def carry(stored: list[Stored], found: Recovered, names: Names) -> list[Stored]:
     """Return what keeps the checkpoint's tensors that the graph lacks in the state dict.
 
-    Left out is what was in blocks that a cut removed, and what a parameter with as many axes and no name may be.
+    Nothing is kept for a model that was cut to other sizes than the checkpoint's. Left out is what was in blocks that a
+    cut removed, and what a parameter with as many axes and no name may be.
     """
+    if found.resized:
+        return []
     paths = {path for each in stored for path in (each.path, *each.aliases)}
     heads = _heads(paths)
     ranks = {len(each.shape) for each in stored if each.trainable and names.lost(each.path)}
     kept = {
         name: np.asarray(tensor, order="C")
-        for name, tensor in lacking.items()
+        for name, tensor in found.lacking.items()
         if name not in paths and tensor.ndim not in ranks and not _in_dropped_block(name.split("."), heads)
     }
-    return [
-        Stored(name, Weight.of(array), torch.from_numpy(array).dtype, True, idle=True) for name, array in kept.items()
-    ]
+    carried = []
+    for name, array in kept.items():
+        kind = torch.from_numpy(array).dtype
+        trainable = kind.is_floating_point and not names.is_buffer(name)
+        carried.append(Stored(name, Weight.of(array), kind, trainable, idle=True))
+    return carried
+
+
+def _name_ties(program: Program, order: Mapping[str, int]) -> None:
+    """Call a tensor by the first of its names, as the framework does when it lists parameters."""
+    for each in {value.parameter for value in program.values() if value.parameter is not None}:
+        paths = [each.path, *each.aliases]
+        if all(path in order for path in paths):
+            each.path, *each.aliases = sorted(paths, key=order.__getitem__)
 
 
 def graph_metadata(model: Model) -> dict[str, str]:
@@ -168,16 +185,17 @@ def like_parameters(op: Op) -> Code:
     return Code("{}.to({})", op[0], DTYPE)
 
 
-def _report(stored: list[Stored], names: Names, assumed: list[str], lacking: list[str] | None) -> dict[str, list[str]]:
-    present = {path for each in stored for path in (each.path, *each.aliases)}
-    absent = [name for name, kind in names.kinds.items() if kind == "PARAMETER" and name not in present]
+def _report(stored: list[Stored], names: Names, assumed: list[str], found: Recovered | None) -> dict[str, list[str]]:
+    present = {path for each in stored if each.persistent for path in (each.path, *each.aliases)}
+    absent = [name for name in names.kept if name not in present]
     heads = _heads(present)
     absent = sorted(name for name in absent if not _in_dropped_block(name.split("."), heads))
     return {
         "assumed": assumed,
         "unsure": [f"{each.path}: {each.unsure}" for each in stored if each.unsure],
         "unnamed": [each.path for each in stored if each.trainable and names.lost(each.path)],
-        "absent": absent if lacking is None else lacking,
+        "absent": absent if found is None else list(found.lacking),
+        "differing": [] if found is None else found.differing,
     }
 
 

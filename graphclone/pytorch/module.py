@@ -37,8 +37,8 @@ def to_torch(
 
     Its `forward` takes the graph's inputs in order and returns its output, or a tuple of them; `input_names` and
     `output_names` are what the graph calls them. A cache is inputs and outputs like others: pass what was returned on.
-    `source` is the text it runs, `report` lists what was doubtful: parameters whose role or name is a guess, and those
-    the graph lacks.
+    `source` is the text it runs, `report` lists what was doubtful: parameters whose role or name is a guess, those the
+    graph lacks, and those the checkpoint has with other values.
 
     An If is a Python `if`, and both of its ways share one set of weights; `torch.compile` and `torch.export` follow it
     where its input (`use_cache_branch`) is given as a Python bool instead of a tensor.

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from graphclone.model import Model
+from graphclone.pytorch import fx
 from graphclone.pytorch.program import Op, Program, Value
 
 LOST = re.compile(
@@ -12,16 +13,15 @@ LOST = re.compile(
     r"|Constant(_\d+)?_output_\d+|^/|::|__\d+$|_to_copy|^(ge|le|lt|gt|eq|expand|new_ones|arange|view|full|cat|mul|add|sub|slice|getitem|scalar_tensor_default|unsqueeze|squeeze)(_\d+)?$"
 )
 """What exporters call tensors whose name is gone."""
+STATISTICS = re.compile(r"(^|\.)(running_mean|running_var)$")
 MERGED = re.compile(r"_merged_\d+$")
 """What optimum adds to the name of the first of several equal tensors."""
 SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
 SIGNATURE_LINE = re.compile(
-    r"^(?P<key>\w+): (?P<kind>PARAMETER|BUFFER|CONSTANT_TENSOR) target='(?P<target>[^']+)'", re.MULTILINE
+    r"^(?P<key>\w+): (?P<kind>PARAMETER|BUFFER|CONSTANT_TENSOR) target='(?P<target>[^']+)'"
+    r"( persistent=(?P<kept>True))?",
+    re.MULTILINE,
 )
-FX_TARGET = re.compile(
-    r"target=torch\.ops\.aten\.(linear|addmm|mm|bmm|matmul|embedding|index|conv\w*|convolution|layer_norm|native_layer_norm)\."
-)
-FX_ARGUMENT = re.compile(r"%([pbc]_\w+)")
 
 LEAVES = {
     ("MatMul", 0): "weight", ("MatMul", 1): "weight", ("Gemm", 1): "weight", ("Gemm", 2): "bias",
@@ -35,17 +35,28 @@ LEAVES = {
     ("Mul", 0): "weight", ("Mul", 1): "weight", ("Add", 0): "bias", ("Add", 1): "bias",
 }  # fmt: skip
 """What a module calls the tensor in this place."""
+OTHER_LEAF = {"weight": "bias", "bias": "weight"}
 
 
 class Names:
     """All name sources of one model: the signature that torch.export leaves, scopes of nodes, names of initializers."""
 
     def __init__(self, model: Model, program: Program, graph_metadata: Mapping[str, str]):
-        lines = SIGNATURE_LINE.findall(graph_metadata.get(SIGNATURE, ""))
-        self.by_key = {key: target for key, _, target in lines}
-        self.kinds = {target: kind for _, kind, target in lines}
+        lines = list(SIGNATURE_LINE.finditer(graph_metadata.get(SIGNATURE, "")))
+        self.by_key = {line["key"]: line["target"] for line in lines}
+        self.kinds = {line["target"]: line["kind"] for line in lines}
+        self.kept = [line["target"] for line in lines if line["kind"] == "PARAMETER" or line["kept"]]
         self.torch = (model.graph.producer_name or "").startswith(("pytorch", "onnxruntime"))
         self.heads = self._learn(program)
+
+    def is_buffer(self, name: str) -> bool:
+        """Tell whether a float tensor of this name is in state dicts but not trained."""
+        return self.kinds.get(name) == "BUFFER" or STATISTICS.search(name) is not None
+
+    def order(self, checkpoint: object) -> dict[str, int]:
+        """Return the places of names where the framework lists them: in the signature, else in a state dict."""
+        listed = self.kinds or (checkpoint if isinstance(checkpoint, Mapping) else ())
+        return {name: place for place, name in enumerate(listed)}
 
     def kind(self, name: str) -> str | None:
         """Return PARAMETER, BUFFER or CONSTANT_TENSOR as the exporter says, or None."""
@@ -64,6 +75,10 @@ class Names:
             return name not in self.kinds
         return LOST.search(name) is not None
 
+    def given(self, name: str) -> bool:
+        """Tell whether torch, and no other exporter, gave a tensor this name."""
+        return self.torch and not self.lost(name)
+
     def is_parameter(self, name: str) -> bool:
         """Tell whether a scalar of this name is trained."""
         return self.kinds.get(name) == "PARAMETER" if self.kinds else self.torch and not self.lost(name)
@@ -75,6 +90,12 @@ class Names:
         leaf = LEAVES.get((op.type, slot)) if not op.domain else None
         if leaf is None and not lost:
             return self.own(value)
+        if self.holds_norm(op) and not self.lost(op[1].name):
+            return f"{op[1].name.rpartition('.')[0]}.{leaf}"
+        if self.by_key and fx.is_computed(fx.argument(op.type, op.fx, slot, value.name)):
+            return self.folded(value, op, scope)
+        if lost and (beside := self._beside(op, leaf, scope)):
+            return beside
         if self.kinds:
             return self._told(value, op, scope, leaf if lost else value.name.rpartition(".")[2])
         if lost and (leaf is None or op.type in ("Add", "Mul")):
@@ -92,7 +113,13 @@ class Names:
 
     def made_up(self, value: Value, op: Op) -> bool:
         """Tell whether no parameter of the checkpoint stands behind a stored tensor, as far as names tell."""
+        if op.type == "InstanceNormalization" and "group_norm" in fx.target(op.fx):
+            return self.lost(value.name)
         return self.lost(value.name) and self.of(value, op) not in self.kinds
+
+    def holds_norm(self, op: Op) -> bool:
+        """Tell whether a batch norm is folded into the weights of a linear operator."""
+        return bool(self.kinds) and fx.holds_norm(op.type, op.fx)
 
     def folded(self, value: Value, op: Op, scope: str) -> str:
         """Return a name for what the exporter computed from tensors of the checkpoint, in the module that reads it."""
@@ -105,13 +132,38 @@ class Names:
             return own
         if not self.lost(value.name):
             return value.name
-        match = FX_TARGET.search(op.fx)
-        targets = [self.by_key[key] for key in FX_ARGUMENT.findall(op.fx) if key in self.by_key]
+        others = {each.name for each in op.inputs if each is not None and each is not value}
+        targets = [name for name in self.told(op) if name not in others]
         wanted = "bias" if len(value.weight.shape) == 1 else "weight"
         fitting = [target for target in targets if target.endswith(wanted)] or targets
-        if match is None or len(fitting) != 1:
+        if not fx.LAYERS.fullmatch(fx.target(op.fx)) or len(fitting) != 1:
             return self.folded(value, op, scope)
         return fitting[0]
+
+    def told(self, op: Op) -> list[str]:
+        """Return the names of what torch's own graph gives the operator."""
+        return [self.by_key[key] for key in fx.PARAMETER.findall(op.fx) if key in self.by_key]
+
+    def _beside(self, op: Op, leaf: str | None, scope: str) -> str | None:
+        """Return the name beside that of a layer's other tensor: `conv.weight` beside `conv.bias`; None without one.
+
+        Functions that a module calls with the tensors of a layer below it leave the scope of the module.
+        """
+        wanted = OTHER_LEAF.get(leaf)
+        others = [each for slot, each in enumerate(op.inputs) if each and LEAVES.get((op.type, slot)) == wanted]
+        for each in others if wanted else ():
+            module, _, ending = self.own(each).rpartition(".")
+            name = f"{module}.{leaf}"
+            if (
+                each.weight is None
+                or self.lost(each.name)
+                or ending != wanted
+                or (self.kinds and name not in self.kinds)
+            ):
+                continue
+            if module.startswith(f"{scope}."):
+                return name
+        return None
 
     # -- modules --------------------------------------------------------------------------------------------------
 

@@ -3,11 +3,12 @@
 import re
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from graphclone.model import Model
 from graphclone.pytorch import known
-from graphclone.pytorch.naming import Names, without_repeats
+from graphclone.pytorch.naming import STATISTICS, Names, without_repeats
 from graphclone.pytorch.program import Op, Program, Value
 from graphclone.weights import Weight
 
@@ -16,7 +17,6 @@ FORBIDDING = -1e4
 TABLE_NAMES = re.compile(
     r"(^|[._/])(inv_freq|position_ids|token_type_ids|cos(_cached)?|sin(_cached)?|masked_bias|num_batches_tracked)$"
 )
-STATISTICS = re.compile(r"(^|\.)(running_mean|running_var)$")
 
 
 @dataclass(eq=False)
@@ -74,11 +74,16 @@ def numbers(program: Program, names: Names) -> None:
         value.is_table = _may_be_table(value, users.get(value, []), names)
         dtype = known.torch_type(value.weight.onnx_dtype)
         reading = users.get(value, [])
-        setting = bool(reading) and all(op.type in ("OneHot", "Resize", "Range") and not op.domain for op in reading)
+        setting = bool(reading) and all(_is_setting(op, value) for op in reading)
         plain = setting or (not dtype.is_floating_point and value.weight.size <= known.LARGEST)
         if plain or (value.weight.size == 1 and len(value.weight.shape) <= 1 and not names.is_parameter(value.name)):
             value.dtype, value.dims, value.is_table = dtype, tuple(value.weight.shape), True
             known.known_constant(value, value.weight.load(), dtype)
+
+
+def _is_setting(op: Op, value: Value) -> bool:
+    """Tell whether a tensor says how an operator works, and is nothing it works on."""
+    return not op.domain and (op.type in ("OneHot", "Range") or (op.type == "Resize" and op[0] is not value))
 
 
 def _may_be_table(value: Value, reading: list[Op], names: Names) -> bool:
@@ -108,7 +113,7 @@ def classify(program: Program, model: Model, names: Names) -> None:
                 value.dtype,
                 trainable,
                 may_transpose=trainable and names.lost(value.name),
-                persistent=trainable or bool(STATISTICS.search(path)),
+                persistent=trainable or path in names.kept or bool(STATISTICS.search(path)),
                 unsure=unsure,
                 aliases=aliases,
             )
@@ -147,6 +152,8 @@ def _trainable(value: Value, reading: list[Op], names: Names, users: dict[Value,
     """Decide, and say what makes it doubtful."""
     if not value.dtype.is_floating_point or not value.weight.size:
         return False, ""
+    if any(names.holds_norm(op) for op in reading):
+        return True, "the batch norm behind it is folded in"
     told = names.kind(value.name) or names.kind_when_indexed(value, reading)
     if told is not None:
         return told == "PARAMETER", ""
@@ -163,10 +170,15 @@ def _trainable(value: Value, reading: list[Op], names: Names, users: dict[Value,
     if lost and not _reaches_activations(value, users):
         return False, ""
     if lost and value.weight.size <= 1 << 20:
-        data = value.weight.load()
-        if float(data.min()) <= FORBIDDING:
+        if _is_mask(value.weight.load()):
             return False, ""
     return True, "an unnamed tensor that is added or multiplied" if lost else ""
+
+
+def _is_mask(data: np.ndarray) -> bool:
+    """Tell whether a table forbids: it holds a huge negative number, or nothing but zero and one negative number."""
+    lowest = data.min()
+    return bool(lowest <= FORBIDDING or (lowest < 0 and np.isin(data, (0, lowest)).all()))
 
 
 STRUCTURAL = (
@@ -182,11 +194,16 @@ STRUCTURAL = (
     "Cast",
     "Gather",
     "Split",
+    "Resize",
 )
 
 
+OF_EACH_ENTRY = ("Exp", "Log", "Neg", "Reciprocal", "Sigmoid", "Softplus", "Tanh")
+"""Functions that keep a trained tensor in its range: -exp(a) is negative, whatever a is."""
+
+
 def _reaches_activations(value: Value, users: dict[Value, list[Op]]) -> bool:
-    """Tell whether it meets activations as it is, through nothing but changes of layout."""
+    """Tell whether it meets activations, maybe in another layout, as a function of each entry, or with a mask added."""
     pending, seen = [value], {value}
     while pending:
         for op in users.get(pending.pop(), []):
@@ -195,7 +212,7 @@ def _reaches_activations(value: Value, users: dict[Value, list[Op]]) -> bool:
                     continue
                 if not output.is_table:
                     return True
-                if op.type in STRUCTURAL and not op.domain:
+                if op.type in (*STRUCTURAL, *OF_EACH_ENTRY, "Add") and not op.domain:
                     seen.add(output)
                     pending.append(output)
     return False

@@ -7,7 +7,7 @@ import numpy as np
 
 from graphclone.pytorch.parameters import Stored
 from graphclone.pytorch.program import Op, Program, Value
-from graphclone.pytorch.rewriting import known_value, new_op, new_value, reshape
+from graphclone.pytorch.rewriting import known_value, new_op, new_value, reshape, transpose
 from graphclone.weights import Weight
 
 Key = TypeVar("Key")
@@ -76,6 +76,34 @@ def join(program: Program, value: Value, found: Pieces[str], tensors: Mapping[st
     insert(program, ops, value, joined)
 
 
+def rows(image: np.ndarray) -> np.ndarray | None:
+    """Return the channels of each place of an image (1, channels, height, width), as learned positions are stored.
+
+    Example:
+        >>> rows(np.array([[[[1, 2]], [[3, 4]], [[5, 6]]]]))
+        array([[1, 3, 5],
+               [2, 4, 6]])
+    """
+    if image.ndim != 4 or len(image) != 1:
+        return None
+    return np.moveaxis(image[0], 0, -1).reshape(-1, image.shape[1])
+
+
+def of_rank(given: np.ndarray, rank: int) -> np.ndarray | None:
+    """Return a tensor as it is, or the rows of an image with axes of one before them; None where neither fits."""
+    if given.ndim == rank:
+        return given
+    found = rows(given) if 2 <= rank < given.ndim else None
+    return None if found is None else found.reshape((1,) * (rank - 2) + found.shape)
+
+
+def _image(given: Value, dims: tuple[int, ...], reader: Op) -> list[Op]:
+    """Make an image (1, channels, height, width) of rows of channels."""
+    _, channels, height, width = dims
+    apart = reshape(given, (1, height, width, channels), reader)
+    return [apart, transpose(apart.output, (0, 3, 1, 2), reader)]
+
+
 def cut(program: Program, name: str, tensor: np.ndarray, found: Pieces[Value]) -> None:
     """Store the checkpoint's tensor in the place of several of the graph's, and cut it where they are read."""
     axis, parts = found
@@ -83,7 +111,10 @@ def cut(program: Program, name: str, tensor: np.ndarray, found: Pieces[Value]) -
     for value, turned in parts:
         reader = next(op for op in program.ops if value in op.inputs)
         whole = whole or stored(name, tensor, value)
+        image = value.rank != tensor.ndim
         dims = value.dims[::-1] if turned else value.dims
+        if image:
+            dims = (*(1,) * (tensor.ndim - 2), value.dims[2] * value.dims[3], value.dims[1])
         end = offset + dims[axis]
         piece = new_value(value.name, dims, value.dtype)
         bounds = [known_value([offset]), known_value([end]), known_value([axis])]
@@ -91,15 +122,19 @@ def cut(program: Program, name: str, tensor: np.ndarray, found: Pieces[Value]) -
         if turned:
             output = new_value(value.name, value.dims, value.dtype)
             ops.append(new_op("Transpose", [piece], output, reader, domain="", perm=[1, 0]))
+        if image:
+            ops += _image(piece, value.dims, reader)
         insert(program, ops, value, ops[-1].output)
         offset = end
 
 
 def spread(program: Program, value: Value, name: str, tensor: np.ndarray) -> None:
-    """Store the checkpoint's tensor in the place of the graph's, which has the same numbers under other axes of one."""
+    """Store the checkpoint's tensor in the place of the graph's: the same under other axes, or an image."""
     reader = next(op for op in program.ops if value in op.inputs)
-    op = reshape(stored(name, tensor, value), value.dims, reader)
-    insert(program, [op], value, op.output)
+    given = stored(name, tensor, value)
+    same = np.array_equal(np.squeeze(tensor), np.squeeze(value.weight.load()))
+    ops = [reshape(given, value.dims, reader)] if same else _image(given, value.dims, reader)
+    insert(program, ops, value, ops[-1].output)
 
 
 def stored(name: str, tensor: np.ndarray, like: Value) -> Value:

@@ -176,7 +176,7 @@ class SourceWriter:
         for slot, text in own:
             if text is None:
                 continue
-            if slot.stored.trainable:
+            if slot.stored.persistent:
                 lines.append(f"        self.{slot.name} = {text}")
             else:
                 lines.append(f'        self.register_buffer("{slot.name}", {text}, persistent=False)')

@@ -20,7 +20,7 @@ class Group(nn.Module):
     def __init__(self, /, **members):
         super().__init__()
         for name, member in members.items():
-            if isinstance(member, (nn.Module, nn.Parameter)):
+            if isinstance(member, (nn.Module, nn.Parameter, nn.Buffer)):
                 setattr(self, name, member)
             else:
                 self.register_buffer(name, member, persistent=False)

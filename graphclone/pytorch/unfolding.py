@@ -1,7 +1,8 @@
 """Unfolding: weights that the exporter computed from the checkpoint's tensors, and that the module computes anew.
 
-A normed weight g * v / |v|, a function of each entry as -exp(x), a table's rows where they are looked up: each is found
-by value, and the checkpoint's tensors take its place as parameters.
+A normed weight g * v / |v|, a convolution with the batch norm behind it, a function of each entry as -exp(x), a table's
+rows where they are looked up: each is found by value, and the checkpoint's tensors take its place. Running statistics
+are buffers that stay what they are.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 
 from graphclone.folds import norm_axes, norm_pairs, normed
+from graphclone.pytorch.known import array
+from graphclone.pytorch.naming import Names
 from graphclone.pytorch.parameters import Stored
 from graphclone.pytorch.pieces import insert, stored
 from graphclone.pytorch.program import Op, Program, Value
@@ -30,6 +33,9 @@ FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 """Operators that exporters compute at export where a model only ever uses their result."""
 CHAINS = [*((kind,) for kind in FUNCTIONS), *((kind, "Neg") for kind in FUNCTIONS if kind != "Neg")]
+EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-12)
+"""What frameworks and models add to the variance in batch norms."""
+STATISTICS = ("running_mean", "running_var", "weight", "bias")
 ULPS = 16
 """Steps of its type, at the size of its largest entry, by which a weight may differ from what is computed anew."""
 
@@ -59,7 +65,11 @@ class Fold:
 
 
 def unfold(
-    program: Program, unknown: Sequence[tuple[Value, np.ndarray]], tensors: Mapping[str, np.ndarray], free: set[str]
+    program: Program,
+    unknown: Sequence[tuple[Value, np.ndarray]],
+    tensors: Mapping[str, np.ndarray],
+    free: set[str],
+    names: Names,
 ) -> None:
     """Compute the `unknown` weights from `free` tensors of the checkpoint, which become parameters, where one can.
 
@@ -73,7 +83,9 @@ def unfold(
             fold = max(found, key=lambda each: (_nearness(each.names[0], reader), each.names[0] in free))
             writer = Writer(reader)
             for name in fold.names:
-                sources.setdefault(name, stored(name, tensors[name], value))
+                source = sources.setdefault(name, stored(name, tensors[name], value))
+                source.is_table = names.is_buffer(name)
+                source.parameter.trainable = not source.is_table
             output = fold.write(writer, *(sources[name] for name in fold.names))
             if tuple(output.dims) != tuple(value.dims):
                 output = writer.add(reshape(output, value.dims, reader))
@@ -94,6 +106,7 @@ def _folds(own: np.ndarray, tensors: Mapping[str, np.ndarray]) -> Iterator[Fold]
         v, g = tensors[direction], tensors[length]
         if v.shape == own.shape and g.ndim == v.ndim and _same(own, normed(v, g)):
             yield Fold((direction, length), _norm_writer(v, g))
+    yield from _batch_norms(own, tensors)
     for name, tensor in tensors.items():
         if not np.issubdtype(tensor.dtype, np.floating):
             continue
@@ -105,6 +118,53 @@ def _folds(own: np.ndarray, tensors: Mapping[str, np.ndarray]) -> Iterator[Fold]
             looked_up = _lookup(own, given) if tensor.ndim == 2 else None
             if looked_up is not None:
                 yield Fold((name,), _lookup_writer(*looked_up, turned))
+
+
+def _batch_norms(own: np.ndarray, tensors: Mapping[str, np.ndarray]) -> Iterator[Fold]:
+    """Find w * f, or b - mean * f + c * f, where f is the factor of the norm with bias b, and w and c the layer's."""
+    for stem in [name.removesuffix(STATISTICS[1]) for name in tensors if name.endswith(STATISTICS[1])]:
+        norm = [stem + leaf for leaf in STATISTICS]
+        if not all(name in tensors and tensors[name].shape == own.shape[:1] for name in norm):
+            continue
+        mean, variance, gamma, beta = (tensors[name].astype(np.float64) for name in norm)
+        layers = {name: each for name, each in tensors.items() if each.shape == own.shape and name not in norm}
+        for epsilon in EPSILONS:
+            factor = gamma / np.sqrt(variance + epsilon)
+            if own.ndim > 1:
+                column = factor.reshape(-1, *(1,) * (own.ndim - 1))
+                for name, weight in layers.items():
+                    if _same(own[:, :1], weight[:, :1] * column) and _same(own, weight * column):
+                        yield Fold((name, *norm[1:3]), _scale_writer(epsilon))
+            elif _same(own, beta - mean * factor):
+                yield Fold(tuple(norm), _shift_writer(epsilon))
+            else:
+                found = (name for name, bias in layers.items() if _same(own, beta + (bias - mean) * factor))
+                yield from (Fold((*norm, name), _shift_writer(epsilon)) for name in found)
+
+
+def _factor(writer: Writer, variance: Value, gamma: Value, epsilon: float) -> Value:
+    small = new_value("epsilon", (), variance.dtype)
+    small.known, small.is_table = array(epsilon), True
+    above = writer.op("Add", [variance, small], variance.dims)
+    return writer.op("Div", [gamma, writer.op("Sqrt", [above], variance.dims)], gamma.dims)
+
+
+def _scale_writer(epsilon: float) -> Callable[..., Value]:
+    def write(writer: Writer, weight: Value, variance: Value, gamma: Value) -> Value:
+        factor = _factor(writer, variance, gamma, epsilon)
+        column = writer.add(reshape(factor, (*factor.dims, *(1,) * (weight.rank - 1)), writer.like))
+        return writer.op("Mul", [weight, column], weight.dims)
+
+    return write
+
+
+def _shift_writer(epsilon: float) -> Callable[..., Value]:
+    def write(writer: Writer, mean: Value, variance: Value, gamma: Value, beta: Value, *before: Value) -> Value:
+        factor = _factor(writer, variance, gamma, epsilon)
+        shift = writer.op("Sub", [*before, mean], mean.dims) if before else writer.op("Neg", [mean], mean.dims)
+        return writer.op("Add", [beta, writer.op("Mul", [shift, factor], mean.dims)], beta.dims)
+
+    return write
 
 
 def _is(own: np.ndarray, values: np.ndarray, chain: Sequence[str]) -> bool:

@@ -56,7 +56,9 @@ def test_outputs_are_those_of_onnxruntime_at_other_sizes(family, route):
 
 @pytest.mark.parametrize(("family", "route"), CASES)
 def test_state_dict_is_the_frameworks_own(family, route):
-    module, native = to_torch(model_of(family, route)).state_dict(), zoo.family(family).build().state_dict()
+    module, native = to_torch(model_of(family, route)), zoo.family(family).build()
+    assert {name for name, _ in module.named_parameters()} == {name for name, _ in native.named_parameters()}
+    module, native = module.state_dict(), native.state_dict()
     assert set(module) == set(native)
     for name, value in native.items():
         assert torch.equal(module[name], value), name

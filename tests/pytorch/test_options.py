@@ -151,20 +151,30 @@ def test_axes_of_one_do_not_hide_a_tensor_of_the_checkpoint():
         ("swin", "legacy17"),
         ("beit", "dynamo18"),
         ("wav2vec2", "legacy17"),
+        ("beit", "legacy17"),
         ("dinov2", "dynamo18"),
+        ("dinov2", "legacy17"),
         ("clip", "dynamo18"),
+        ("marian", "dynamo18"),
+        ("mamba", "dynamo18"),
+        ("mamba", "legacy17"),
+        ("segformer", "dynamo18"),
+        ("segformer", "legacy17"),
+        ("wav2vec2", "dynamo23"),
     ],
 )
 def test_the_state_dict_is_the_checkpoint_where_the_exporter_computed_with_it(family, route):
-    """Gathered tables, normed weights; what no operator reads is kept and takes no gradient."""
-    model = model_of(family, route)
-    native = zoo.family(family).build().state_dict()
+    """Gathered and resized tables, normed weights; what no operator reads is kept and takes no gradient."""
+    model, framework = model_of(family, route), zoo.family(family).build()
+    native = framework.state_dict()
     module, plain = to_torch(model, checkpoint=native), to_torch(model)
+    trained = {name for name, _ in framework.named_parameters(remove_duplicate=False)}
+    assert {name for name, _ in module.named_parameters(remove_duplicate=False)} == trained
     held = module.state_dict()
     assert held.keys() == native.keys()
     assert all(held[name].shape == value.shape and torch.equal(held[name], value) for name, value in native.items())
     idle = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
-    assert sorted(idle) == sorted(module.report["carried"]) and set(idle) <= set(module.report["absent"])
+    assert set(idle) == trained & set(module.report["carried"]) and set(idle) <= set(module.report["absent"])
     feeds = [torch.from_numpy(each) for each in zoo.feeds(family, 2, 7).values()]
     for given, wanted in zip(module(*feeds), plain(*feeds), strict=True):
         assert torch.allclose(given, wanted, atol=1e-5)
