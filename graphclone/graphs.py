@@ -32,11 +32,12 @@ def constants(graph: gs.Graph) -> Iterator[gs.Constant]:
 
 
 def holds_floats(tensor: gs.Tensor) -> bool:
-    """Tell whether a tensor is known to hold real numbers; the types numpy lacks are all floats of few bits."""
+    """Tell whether a tensor is known to hold real numbers; a type that numpy lacks is one of few bits."""
     if tensor.dtype is None:
         return False
     try:
-        return np.dtype(tensor.dtype).kind == "f"
+        dtype = np.dtype(tensor.dtype)
+        return dtype.kind == "f" or "float" in dtype.name
     except TypeError:
         return True
 

@@ -12,7 +12,9 @@ from graphclone.axes.axis import Axis, find
 from graphclone.axes.contractions import contracting_node, contraction_of
 from graphclone.axes.typed import Axes, TypedNode
 from graphclone.blocks import Half
+from graphclone.dtypes import is_float
 from graphclone.model import Model
+from graphclone.weights import weight_of
 
 ADDING = {"Add", "Identity", "Cast", "Dropout", "Reshape", "Sum"}
 PRODUCTS = ("MatMul", "Gemm", "Einsum", "Conv")
@@ -147,8 +149,10 @@ def _linear(
         if tensor.inputs[0].op != "Transpose" or len(tensor.outputs) > 1:
             return f"its weight comes out of {tensor.inputs[0].op}"
         tensor, turned = tensor.inputs[0].inputs[0], not turned
-    if tensor._values.dtype.kind != "f" or contraction.activation != 0:
-        return "its weight is no float" if tensor._values.dtype.kind != "f" else "its weight is the first factor"
+    if not is_float(weight_of(tensor).onnx_dtype):
+        return "its weight is no float"
+    if contraction.activation != 0:
+        return "its weight is the first factor"
     uses = [use for use in analysis.typing.uses[tensor.name] if contracting_node(use.node) is op.node]
     stored = [find(axis) for axis in uses[0].axes] if uses else []
     if op.type == "Conv":

@@ -13,7 +13,7 @@ from graphclone.axes.axis import Axis, find
 from graphclone.blocks import Half, Stack
 from graphclone.calibration.data import open_data
 from graphclone.calibration.masks import chosen_masks
-from graphclone.calibration.session import resolve_provider
+from graphclone.calibration.session import resolve_provider, runnable
 from graphclone.calibration.statistics import Statistics
 from graphclone.dimensions import axis_key
 from graphclone.errors import InputError
@@ -122,14 +122,16 @@ class _Refitting:
         self.linears = [n for n in found if n.x in main and n.y in main]
         self.inner = [(n.where, "it runs in a branch or a loop") for n in found if n not in self.linears]
         self.stacks = [stack for stack in self.analysis.stacks if set(stack.points) <= main]
+        provider = resolve_provider(context.provider)
+        parent = runnable(parent, provider)
         self.weights = parent.weights
         self.added = self._new_biases()
         zeros = {n.weight: np.zeros(cut.size(n.outer[0])[0]) for n in self.linears if n.weight in self.added}
-        child = carry_out(cut, parent, self.analysis, plan.with_(bias={**plan.bias, **zeros}), renumber=False)
+        biased = plan.with_(bias={**plan.bias, **zeros})
+        child = carry_out(cut, context.parent, self.analysis, biased, onto=parent, renumber=False)
         self.places = {constant.name: constant for constant in constants(child.graph)}
         feeds = [dict(batch.feeds) for batch in open_data(context.data, parent)]
         self.masks = chosen_masks(parent, context.mask, feeds[0])
-        provider = resolve_provider(context.provider)
         self.parent = Stream("parent", parent, feeds, provider)
         self.child = Stream("child", child, [self._child_feeds(batch) for batch in feeds], provider)
         self.fitted: dict[str, np.ndarray] = {}
@@ -255,13 +257,13 @@ class _Refitting:
         """Return the tensors that are the model's logits, where they are to be fitted as such."""
         if not self.options.kl or self.options.only != "all":
             return set()
-        found, known = [compared_output(self.parent.model, self.analysis)], set()
-        while found:
-            name, logits = found.pop()
-            known |= {name} if logits else set()
-            node = next((node.op.node for node in self.analysis.typing.nodes if node.op.node.outputs[0].name == name), None)
-            if node is not None and node.op in SAME:
-                found.append((node.inputs[0].name, logits))
+        name, is_logits = compared_output(self.context.parent, self.analysis)
+        known: set[str] = set()
+        nodes = {tensor.name: node.op.node for node in self.analysis.typing.nodes for tensor in node.op.node.outputs}
+        while is_logits and name not in known:
+            known.add(name)
+            node = nodes.get(name)
+            name = node.inputs[0].name if node is not None and node.op in SAME else name
         return known
 
     def _fit_probabilities(self, linear: Linear, moments: Moments, intercept: bool) -> None:

@@ -142,6 +142,8 @@ class _Bench:
             if seen >= tokens:
                 break
         self.output, self.is_logits = compared_output(parent, context.analysis)
+        if not self.output:
+            raise CutError("this graph has no float output to compare")
         self.known: dict[tuple[bool, ...], float] = {}
         self.wanted = self._outputs([True] * len(self.halves))
 

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from graphclone.axes.axis import Axis, Size, free_leaves, multiply
 from graphclone.axes.notation import parse
 from graphclone.axes.typed import AxisTyping, Site, TypedNode
+from graphclone.dtypes import is_float
 from graphclone.weights import weight_of
 
 REDUCTIONS = {"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceMean"}
@@ -103,7 +104,7 @@ def _uniform(node: TypedNode) -> Iterator[Site]:
         if signature is None or not node.op.is_constant(slot):
             continue
         weight = weight_of(node.op.node.inputs[slot])
-        if weight.dtype.kind != "f" or weight.size > MAX_UNIFORM:
+        if not is_float(weight.onnx_dtype) or weight.size > MAX_UNIFORM:
             continue
         names = {p.name for patterns in signature.inputs[:2] for p in patterns if p.kind == "name"}
         shared = [n for n in names if all(any(p.name == n for p in ps) for ps in signature.inputs[:2])]

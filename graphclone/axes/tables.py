@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Axis, free_leaves
 from graphclone.axes.typed import AxisTyping, Use
+from graphclone.dtypes import is_float
 from graphclone.weights import Weight, weight_of
 
 TRIGONOMETRIC = {"Cos", "Sin"}
@@ -94,7 +95,7 @@ def _float_weight(use: Use) -> Weight | None:
     if use.node is None:
         return None
     weight = weight_of(use.node.inputs[use.slot])
-    return weight if weight.dtype.kind == "f" and len(weight.shape) <= 4 and weight.size > 1 else None
+    return weight if is_float(weight.onnx_dtype) and len(weight.shape) <= 4 and weight.size > 1 else None
 
 
 def _entries(use: Use, weight: Weight, place: int) -> tuple[str, np.ndarray] | None:

@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Axis, Size, find
 from graphclone.axes.typed import Site
+from graphclone.dtypes import is_float, onnx_dtype_of
 from graphclone.surgery.child import Child, Editor
 from graphclone.surgery.vectors import patched, rescaled
 from graphclone.weights import weight_of
@@ -152,7 +153,7 @@ def _denominator(child: Child, site: Site, node: gs.Node, less: int = 0) -> None
     if site.op.is_constant(site.slot) or np.array_equal(known[0], known[-1]):
         like = weight_of(tensor).load() if site.op.is_constant(site.slot) else known[0]
         node.inputs[site.slot] = child.constant(node, site.slot, np.full_like(like, float(new) ** power))
-    elif known[0].dtype.kind == "f":
+    elif is_float(onnx_dtype_of(known[0].dtype)):
         scaled = gs.Variable(child.fresh(f"{tensor.name}_rescaled"), tensor.dtype)
         factor = child.constant(node, site.slot, np.asarray((new / old) ** power, known[0].dtype))
         step = gs.Node("Mul", child.fresh(f"{node.name}_ratio"), {}, [tensor, factor], [scaled])

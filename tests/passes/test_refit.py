@@ -2,14 +2,18 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
+from onnx import TensorProto, numpy_helper
 
 import graphclone
 from graphclone import segments
 from graphclone.errors import CutError, InputError
+from graphclone.model import Model
 from graphclone.pipeline import Pipeline
 from graphclone.plan import Plan
+from graphclone.precision import raised
 from graphclone.surgery import apply
 from graphclone.verify import verify
 
@@ -176,3 +180,16 @@ def test_fits_that_few_samples_do_not_confirm_stay_slices_and_a_note_says_which(
     few = [{"ids": batch["ids"][:1, :3]} for batch in samples[:5]]
     result = run_pipeline("depth{blocks=[0,2]},width{ffn=23 by=uniform},refit{ridge=1e-6}", make(), few)
     assert any("stay plain slices" in note and "held out" in note and "node_" in note for note in result.notes)
+
+
+def test_a_model_in_bf16_is_fitted_in_fp32(make, samples, run_pipeline, outputs, apart):
+    """onnxruntime has no bf16 kernels on a CPU; the weights are stored in bf16 again."""
+    proto = make().to_proto()
+    for held in proto.graph.initializer:
+        held.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held).astype(ml_dtypes.bfloat16), held.name))
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
+    parent = Model.from_proto(proto)
+    plain, fitted = (run_pipeline(f"{CUT}{more}", parent, samples) for more in ("", ",rotate,refit"))
+    assert {weight.dtype for weight in fitted.child.weights.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    wanted = outputs(raised(parent))
+    assert apart(outputs(raised(fitted.child)), wanted) < 0.95 * apart(outputs(raised(plain.child)), wanted)
