@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis
+from graphclone.axes.axis import find
+from graphclone.axes.typed import AxisTyping
 from graphclone.blocks import Block, Stack
+from graphclone.errors import CutError
 from graphclone.flow import is_fused_sum
 from graphclone.graphs import walk
 from graphclone.model import Model
@@ -50,7 +53,9 @@ def _remove_spans(child: Model, analysis: Analysis, spans: Sequence[tuple[str, s
         entry = exit
         while entry in entry_of:
             entry = entry_of[entry]
-        _rewire(scopes[exit], tensors[exit], tensors[entry])
+        order = _order(analysis.typing, entry, exit)
+        start = tensors[entry] if order is None else _turned(scopes[exit], tensors[entry], tensors[exit], order)
+        _rewire(scopes[exit], tensors[exit], start)
     for graph in walk(child.graph):
         remove_dead(graph)
     child.graph.inputs[:] = [t for t in child.graph.inputs if t.name not in read or _is_read(t, child.graph)]
@@ -81,6 +86,27 @@ def _remove_outputs(graph: gs.Graph, lost: set[str]) -> None:
                 for body in bodies:
                     del body.outputs[position]
     graph.outputs[:] = [tensor for tensor in graph.outputs if tensor.name not in lost]
+
+
+def _order(typing: AxisTyping, entry: str, exit: str) -> list[int] | None:
+    """Return where the axes of an exit are in an entry, None where they stand alike.
+
+    An exporter turns the stream behind the last block, and leaves the turn out where another one follows it.
+    """
+    before, after = ([find(axis) for axis in typing.types[name] or ()] for name in (entry, exit))
+    if before != after and set(before) == set(after) and len(set(before)) == len(before) == len(after):
+        return [before.index(axis) for axis in after]
+    if [axis.size for axis in before] != [axis.size for axis in after]:
+        raise CutError(f"cannot drop what lies between '{entry}' and '{exit}': their axes do not stand alike; keep it")
+    return None
+
+
+def _turned(graph: gs.Graph, entry: gs.Tensor, exit: gs.Tensor, order: list[int]) -> gs.Tensor:
+    """Return an entry with its axes in another order, computed where the exit was."""
+    turned = gs.Variable(f"{exit.name}_turned", entry.dtype)
+    place = next(i for i, node in enumerate(graph.nodes) if node is exit.inputs[0])
+    graph.nodes.insert(place, gs.Node("Transpose", f"{exit.name}_turn", {"perm": order}, [entry], [turned]))
+    return turned
 
 
 def _rewire(graph: gs.Graph, exit: gs.Tensor, entry: gs.Tensor) -> None:
@@ -142,9 +168,13 @@ def _states_of(child: Model, analysis: Analysis, spans: Sequence[tuple[str, str]
 
 
 def _below(tensor: gs.Tensor, exit: str) -> dict[str, gs.Tensor]:
-    """Return the tensors that descend from one without passing the exit."""
+    """Return the tensors that descend from one without passing the exit.
+
+    What a node that adds and normalises at once gives beside its sum is the sum's norm: it descends from the sum too.
+    """
     seen: dict[str, gs.Tensor] = {}
-    waiting = [tensor]
+    fused = [node for node in tensor.inputs if is_fused_sum(node) and node.outputs[3] is tensor]
+    waiting = [tensor, *(node.outputs[0] for node in fused)]
     while waiting:
         for node in waiting.pop().outputs:
             for output in node.outputs:

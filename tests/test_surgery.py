@@ -167,6 +167,34 @@ def test_caches_are_cut_dropped_and_renumbered(gpt2):
     ]
 
 
+FUSED_BLOCK = """
+    q_{i} = MatMul(n_{i}, layer_{i}_q)  k_{i} = MatMul(n_{i}, layer_{i}_k)  v_{i} = MatMul(n_{i}, layer_{i}_v)
+    a_{i}, present_{i}_key, present_{i}_value = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2>
+        (q_{i}, k_{i}, v_{i}, past_{i}_key, past_{i}_value, last, length)
+    o_{i} = MatMul(a_{i}, layer_{i}_o)
+    m_{i}, , , s_{i} = com.microsoft.SkipSimplifiedLayerNormalization (x_{i}, o_{i}, layer_{i}_g)
+    u_{i} = MatMul(m_{i}, layer_{i}_u)  r_{i} = Relu(u_{i})  d_{i} = MatMul(r_{i}, layer_{i}_d)
+    n_{j}, , , x_{j} = com.microsoft.SkipSimplifiedLayerNormalization (s_{i}, d_{i}, layer_{i}_f)"""
+
+
+def test_caches_of_fused_blocks_go_with_them(graph):
+    numbers = range(3)
+    past = ", ".join(f"float[B, 2, P, 8] past_{i}_{kind}" for i in numbers for kind in ("key", "value"))
+    given = ", ".join(f"float[B, 2, L, 8] present_{i}_{kind}" for i in numbers for kind in ("key", "value"))
+    sizes = {"q": "12, 32", "k": "12, 16", "v": "12, 16", "o": "32, 12", "g": "12", "u": "12, 20", "d": "20, 12", "f": "12"}
+    weights = ", ".join(f"float[{size}] layer_{i}_{name}" for i in numbers for name, size in sizes.items())
+    blocks = "".join(FUSED_BLOCK.format(i=i, j=i + 1) for i in numbers)
+    model = graph(
+        f"(int64[B, T] ids, int32[B] last, int32 length, {past}) => (float[B, T, 12] y, {given})"
+        f"<float[17, 12] table, float[12] first, {weights}>"
+        f"{{ x_0 = Gather(table, ids)  n_0 = SimplifiedLayerNormalization(x_0, first) {blocks} y = Identity(n_3) }}"
+    )
+    child = apply(model, Plan(blocks={"": (0, 2)}))
+    assert [t.name for t in child.inputs][3:] == [f"past_{i}_{kind}" for i in (0, 1) for kind in ("key", "value")]
+    assert [t.name for t in child.outputs][1:] == [f"present_{i}_{kind}" for i in (0, 1) for kind in ("key", "value")]
+    assert sum(node.op == "GroupQueryAttention" for node in child.graph.nodes) == 2
+
+
 # names ----------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +223,22 @@ def test_tables_that_all_blocks_read_are_not_numbered_as_blocks(gpt2):
     child = apply(model, Plan(blocks={"": (1, 2)}))
     assert {node.name for node in child.graph.nodes if node.op == "Neg"} >= {f"tables/Neg_{n}" for n in range(4)}
     assert len({node.name for node in child.graph.nodes}) == len(child.graph.nodes)
+
+
+def test_the_last_block_takes_a_turn_of_the_stream_along(graph):
+    blocks = " ".join(
+        f"c{i} = Conv(x{i}, a) r{i} = Relu(c{i}) d{i} = Conv(r{i}, b) s{i} = Add(d{i}, x{i}) "
+        f"t{i} = Transpose<perm = [0, 2, 1]>(s{i}) n{i} = LayerNormalization(t{i}, g) "
+        + (f"x{i + 1} = Transpose<perm = [0, 2, 1]>(n{i})" if i < 2 else "y = Identity(n2)")
+        for i in range(3)
+    )
+    model = graph(f"""(int64[B, S] ids) => (float[B, S, 6] y)
+        <float[9, 6] e, float[5, 6, 1] a, float[6, 5, 1] b, float[6] g>
+        {{ h = Gather(e, ids) x0 = Transpose<perm = [0, 2, 1]>(h) {blocks} }}""")
+    assert [len(stack.blocks) for stack in analyse(model).stacks] == [3]
+    ids = {"ids": np.arange(8).reshape(2, 4)}
+    first, last = (run(apply(model, Plan(blocks={"": kept})), [ids])[0]["y"] for kept in ((1, 2), (0, 1)))
+    assert last.shape == (2, 4, 6) and np.array_equal(first, last)  # all three have the same weights
 
 
 def test_a_dropped_block_leaves_no_weight_behind(gpt2):
