@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,14 +16,21 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
 from graphclone.analysis import analyse
+from graphclone.axes.axis import Axis
 from graphclone.checkpoint import read_checkpoint, write_checkpoint
 from graphclone.checkpoint.config import rewrite_config
+from graphclone.checkpoint.files import write_tensors
 from graphclone.checkpoint.fitting import fit_config
+from graphclone.checkpoint.matching import Match, Part
+from graphclone.checkpoint.outside import Outside
+from graphclone.checkpoint.tokens import Tokens, with_new_tokens
 from graphclone.cli import main
+from graphclone.dimensions import Dimension
 from graphclone.errors import CheckFailed, CutError, InputError
 from graphclone.model import load
 from graphclone.plan import Plan, resolve
 from graphclone.subclone import plan_subclone
+from graphclone.weights import Weight
 
 QUICK = ("gpt2", "llama", "bert", "vit")
 FAMILIES = [
@@ -216,6 +224,33 @@ def test_shards_stay_shards(pretrained, tmp_path):
     assert set(index) == set(read_checkpoint(tmp_path / "small").tensors)
 
 
+def test_shards_that_are_left_are_numbered_anew(pretrained, tmp_path):
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    shutil.copy(pretrained("gpt2") / "config.json", folder)
+    tensors = {name: torch.from_numpy(v) for name, v in load_file(pretrained("gpt2") / "model.safetensors").items()}
+    parts = [{n: t for n, t in tensors.items() if (".h.4." in n) == last} for last in (False, True)]
+    files = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    for file, part in zip(files, parts, strict=True):
+        torch.save(part, folder / file)
+    places = {name: file for file, part in zip(files, parts, strict=True) for name in part}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    parent = load(zoo.export("gpt2", "legacy17"))
+    report = write_checkpoint(parent, Plan(blocks={"": (0, 1, 2, 3)}), folder, tmp_path / "small")
+    assert report.difference < 1e-5
+    names = {path.name for path in (tmp_path / "small").iterdir()}
+    assert names == {"config.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors"}
+
+
+def test_each_tensor_lies_at_a_multiple_of_its_types_size(tmp_path):
+    tensors = {"mask": np.ones(3, np.bool_), "weight": np.arange(4, dtype=np.float32)}
+    write_tensors(tmp_path / "some.safetensors", {name: Weight.of(array) for name, array in tensors.items()}, {})
+    raw = (tmp_path / "some.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert header["weight"]["data_offsets"][0] % 4 == 0
+    assert all(np.array_equal(array, tensors[n]) for n, array in load_file(tmp_path / "some.safetensors").items())
+
+
 def test_half_precision_checkpoints_stay_half(pretrained, tmp_path):
     folder = shutil.copytree(pretrained("llama"), tmp_path / "half")
     tensors = {name: value.astype(np.float16) for name, value in load_file(folder / "model.safetensors").items()}
@@ -241,6 +276,25 @@ def test_tensors_outside_the_graph_are_cut_by_their_sizes(pretrained, tmp_path):
     assert sorted({name.split(".")[2] for name in small if name.startswith("encoder.layer")}) == ["0", "1", "2"]
 
 
+def test_two_widths_of_one_size_are_not_mistaken_for_each_other():
+    """A tensor outside of the graph, as wide as two towers of which each keeps other indices."""
+    axes = [Axis((4, 4)) for _ in range(2)]
+    dimensions = [Dimension(f"{side}.hidden", 4, "hidden", (axis,)) for side, axis in zip("ab", axes, strict=True)]
+    cut = SimpleNamespace(picks=lambda axis: np.array([0, 1]) if axis is axes[0] else np.array([2, 3]))
+    outside = Outside(SimpleNamespace(dimensions=dimensions), cut, {})
+    with pytest.raises(CutError, match="could be cut in 2 ways"):
+        outside.cut("projection.weight", Weight.of(np.zeros((3, 4), np.float32)))
+
+
+def test_a_bias_beside_an_uncut_weight_stays_whole():
+    rows, columns = Axis((4, 4)), Axis((4, 4))
+    uses = {"a.weight": SimpleNamespace(axes=(rows, Axis((3, 3)))), "b": SimpleNamespace(axes=(columns,))}
+    matches = {name: Match(name, (Part(name, use),)) for name, use in uses.items()}
+    cut = SimpleNamespace(picks=lambda axis: np.array([0, 1]) if axis is columns else None)
+    outside = Outside(SimpleNamespace(dimensions=()), cut, matches)
+    assert outside.cut("a.bias", Weight.of(np.zeros(4, np.float32))).shape == (4,)
+
+
 def test_a_lone_file_gets_its_weights_alone(pretrained, tmp_path):
     parent = load(zoo.export("vit", "legacy17"))
     report = write_checkpoint(
@@ -256,7 +310,7 @@ def test_a_lone_file_gets_its_weights_alone(pretrained, tmp_path):
         ("gpt2", {"blocks.0.ffn": range(10), "blocks.1.ffn": range(20)}, r"'n_inner' is one number"),
         ("gpt2", {"blocks.*.heads": [0, 1]}, r"computes the head size from 'n_head'"),
         ("llama", {"blocks.2.kv_heads": [0, 1]}, r"'num_(key_value|attention)_heads' is one number"),
-        ("bert", {"head_0": range(40)}, "no field speaks of its free head 0"),
+        ("bert", {"head_0": range(40)}, r"its 'head_0', 48 before and 40 now: 'pooler.dense.\w+' .* of 'hidden_size'"),
     ],
 )
 def test_what_a_config_cannot_express_names_the_field(name, keep, said, pretrained, tmp_path):
@@ -274,6 +328,37 @@ def test_lists_over_layers_lose_the_dropped_blocks(pretrained):
     new = rewrite_config(config, analysis, resolve(Plan(blocks={"": (1, 4)}), analysis))
     assert new["layer_types"] == ["full_attention", "sliding_attention"] and new["num_hidden_layers"] == 2
     assert config["num_hidden_layers"] == 5
+
+
+def test_flags_of_layers_are_no_counts_of_stages(pretrained):
+    analysis = analyse(load(zoo.export("gemma2", "legacy17")))
+    config = json.loads((pretrained("gemma2") / "config.json").read_text()) | {"no_rope_layers": [1, 1, 1, 1, 1]}
+    new = rewrite_config(config, analysis, resolve(Plan(blocks={"": (1, 4)}), analysis))
+    assert new["no_rope_layers"] == [1, 1]
+
+
+def test_fields_that_make_a_size_together_are_named(pretrained, tmp_path):
+    parent = load(zoo.export("segformer", "legacy17"))
+    plan = Plan(keep={"blocks.0.ffn": tuple(range(50)), "blocks.1.ffn": tuple(range(50))})
+    with pytest.raises(CutError, match=r"its 'ffn', .*mlp.* of 'hidden_sizes.0' and 'mlp_ratios.0', and no value"):
+        write_checkpoint(parent, plan, pretrained("segformer"), tmp_path / "small")
+
+
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "differs from the slim model's by inf"), (None, "returns none")])
+def test_nothing_passes_that_was_not_compared(value, said, pretrained, tmp_path, monkeypatch):
+    def outputs(folder, feeds, shapes):
+        return {} if value is None else {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}
+
+    monkeypatch.setattr("graphclone.pytorch.pretrained.outputs_of", outputs)
+    parent = load(zoo.export("gpt2", "legacy17"))
+    arguments = parent, planned("gpt2", parent), pretrained("gpt2"), tmp_path / "small"
+    if value is None:
+        report = write_checkpoint(*arguments)
+        assert report.difference is None and said in report.note
+        return
+    with pytest.raises(CheckFailed, match=said):
+        write_checkpoint(*arguments)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_result_is_not_written(pretrained, tmp_path):
@@ -306,12 +391,24 @@ def test_bad_input_is_refused(pretrained, tmp_path):
         read_checkpoint(tmp_path / "broken.safetensors")
 
 
+def test_an_output_folder_is_checked_before_anything_is_read(tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    parent = load(zoo.export("gpt2", "legacy17"))
+    with pytest.raises(InputError, match="something already"):
+        write_checkpoint(parent, Plan(), tmp_path / "missing", tmp_path / "full")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="the folder you are in"):
+        write_checkpoint(parent, Plan(), tmp_path / "missing", ".")
+
+
 def test_the_command(pretrained, tmp_path, capsys):
     model = zoo.export("gpt2", "legacy17")
     planned("gpt2", load(model)).save(tmp_path / "plan.json")
     arguments = ["--plan", tmp_path / "plan.json", "--from", pretrained("gpt2"), "-o", tmp_path / "small"]
     assert main(["checkpoint", str(model), *map(str, arguments)]) == 0
-    assert "differ from the slim model's by" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "differ from the slim model's by" in said.out and "Loading weights" not in said.err
     assert AutoConfig.from_pretrained(tmp_path / "small").n_layer == 3
 
 
@@ -393,7 +490,7 @@ def test_the_real_parent_with_its_tokenizer(tmp_path):
     assert (config.intermediate_size, config.num_hidden_layers) == (768, 3)
 
 
-def test_a_cut_vocabulary_takes_its_special_tokens_along(pretrained, tmp_path):
+def test_a_cut_vocabulary_takes_its_special_tokens_along(pretrained, tmp_path, capsys):
     folder = shutil.copytree(pretrained("gpt2"), tmp_path / "parent")
     config = json.loads((folder / "config.json").read_text())
     tokens = {"bos_token_id": 8, "eos_token_id": 9, "pad_token_id": None}
@@ -406,8 +503,36 @@ def test_a_cut_vocabulary_takes_its_special_tokens_along(pretrained, tmp_path):
     assert [small[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")] == [202, 2, 3, None]
     assert json.loads((tmp_path / "small" / "generation_config.json").read_text()) == {"eos_token_id": [3, 5]}
     assert json.loads((tmp_path / "small" / "vocabulary.json").read_text())["kept_token_ids"][:3] == [2, 3, 8]
+    Plan(keep={"vocab": (2, 3, *range(8, 208))}).save(tmp_path / "plan.json")
+    arguments = ["--plan", tmp_path / "plan.json", "--from", folder, "-o", tmp_path / "again", "--no-verify"]
+    assert main(["checkpoint", str(zoo.export("gpt2", "legacy17")), *map(str, arguments)]) == 0
+    assert "202 of 211; vocabulary.json has the tokenizer's id of each" in capsys.readouterr().out
     with pytest.raises(CutError, match="token 9 as 'eos_token_id'"):
         write_checkpoint(parent, Plan(keep={"vocab": tuple(range(9))}), folder, tmp_path / "smaller")
+
+
+def test_tokens_that_may_be_gone_go_and_ids_outside_stay():
+    tokens = Tokens((0, 5, 7), 9)
+    config = {
+        "suppress_tokens": [5, 6, 7],
+        "bad_words_ids": [[5, 7], [5, 6]],
+        "lang_to_id": {"<|en|>": 5, "<|de|>": 6},
+        "forced_decoder_ids": [[1, 7], [2, None]],
+        "image_token_index": 5,
+        "bos_token_id": 50256,
+        "text_config": {"pad_token_id": -1, "n_head": 7},
+    }
+    assert with_new_tokens(config, tokens) == {
+        "suppress_tokens": [1, 2],
+        "bad_words_ids": [[1, 2]],
+        "lang_to_id": {"<|en|>": 1},
+        "forced_decoder_ids": [[1, 2], [2, None]],
+        "image_token_index": 1,
+        "bos_token_id": 50256,
+        "text_config": {"pad_token_id": -1, "n_head": 7},
+    }
+    with pytest.raises(CutError, match="token 6 as 'forced_decoder_ids'"):
+        with_new_tokens({"forced_decoder_ids": [[1, 6]]}, tokens)
 
 
 def test_what_the_first_block_holds_for_all_moves_on(pretrained, tmp_path):

@@ -7,10 +7,12 @@ speaks of, the class behind the config cannot express the child, and that is an 
 import copy
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from graphclone.analysis import Analysis
+from graphclone.checkpoint.fields import SECTIONS, Field, fields, sections
+from graphclone.checkpoint.sizes import Sizes, sizes_of
 from graphclone.errors import CutError
 from graphclone.plan import Cut
 
@@ -32,53 +34,20 @@ BACKBONE = ("out_features", "out_indices", "stage_names")
 DEPTHS = re.compile(r"depth|layers|blocks")
 RATIO = re.compile(r"(mlp|ffn|intermediate|expansion)_(ratio|factor)$")
 PER_LAYER = re.compile(r"layer|block|types|window|pattern")
-SECTIONS = {"text": "text", "vision": "vision", "encoder": "encoder", "decoder": "decoder", "audio": "audio"}
 DERIVED_FFN = 4
-
-
-@dataclass
-class Sizes:
-    """Old and new sizes of one role in one stack: {old, new} over its kept blocks, and {block: (old, new)}."""
-
-    old: set[int] = field(default_factory=set)
-    new: set[int] = field(default_factory=set)
-    pairs: set[tuple[int, int]] = field(default_factory=set)
-    by_block: dict[int, tuple[int, int]] = field(default_factory=dict)
-
-    @property
-    def changed(self) -> bool:
-        return self.old != self.new
-
-    def add(self, old: int, new: int, block: int | None = None, kept: bool = True) -> None:
-        """Add a size; that of a dropped block counts as an old one alone."""
-        self.old.add(old)
-        if block is not None:
-            self.by_block[block] = (old, new)
-        if kept:
-            self.new.add(new)
-            self.pairs.add((old, new))
-
-    def of(self, value: int) -> set[int]:
-        """Return what a value has become."""
-        return {new for old, new in self.pairs if old == value} or self.new
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """What the names of a config's fields do not tell: an error, unless the class turns out to have the `sizes`."""
+    """What the names of a config's fields do not tell: an error, unless the class turns out to have the `sizes`.
+
+    what: the child's sizes that no field speaks of, for whoever finds the fields that make them; "" where `error` names
+    a field.
+    """
 
     error: CutError
     sizes: frozenset[int]
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field of the config: the dictionary that holds it, its key, the path that messages show, its section."""
-
-    holder: dict
-    key: str
-    path: str
-    section: str
+    what: str = ""
 
 
 def rewrite_config(
@@ -86,7 +55,7 @@ def rewrite_config(
     analysis: Analysis,
     cut: Cut,
     defaults: Mapping | None = None,
-    doubts: "list[Doubt] | None" = None,
+    doubts: list[Doubt] | None = None,
 ) -> dict:
     """Return the config of the child.
 
@@ -102,31 +71,6 @@ def rewrite_config(
     return new
 
 
-def with_new_tokens(config: Mapping, kept: Sequence[int], name: str = "config.json") -> dict:
-    """Return a config whose token ids are those after a cut of the vocabulary.
-
-    kept: the parent's id of each of the child's. Raises: CutError that names the field of a token that was cut.
-
-    Example:
-        >>> with_new_tokens({"eos_token_id": 7, "n_head": 7}, [0, 5, 7])
-        {'eos_token_id': 2, 'n_head': 7}
-    """
-    number = {old: new for new, old in enumerate(kept)}
-
-    def renumbered(key: str, value: object) -> object:
-        if isinstance(value, Mapping):
-            return with_new_tokens(value, kept, name)
-        if not re.search(r"token_ids?$", key) or isinstance(value, bool) or value is None:
-            return value
-        if isinstance(value, list):
-            return [renumbered(key, entry) for entry in value]
-        if value not in number:
-            raise CutError(f"{name} needs token {value} as '{key}', and 'vocab' does not keep it; keep it")
-        return number[value]
-
-    return {key: renumbered(key, value) for key, value in config.items()}
-
-
 class _Rewriter:
     def __init__(self, config: Mapping, analysis: Analysis, cut: Cut, defaults: Mapping):
         self.config = copy.deepcopy(dict(config))
@@ -134,40 +78,18 @@ class _Rewriter:
         self.analysis = analysis
         self.cut = cut
         self.prefixes = [stack.prefix.rstrip(".") for stack in analysis.stacks]
-        self.sizes = self._sizes()
+        self.sizes = sizes_of(analysis, cut)
         self.spoken: set[tuple[str, str]] = set()
         self.stages = self._find_stages()
         self.doubts: list[Doubt] = []
 
     def run(self) -> dict:
-        for each in list(_fields(self.config, self.defaults)):
+        for each in list(fields(self.config)):
             self._rewrite(each)
         self._rewrite_labels(self.config)
         self._derived()
         self._unspoken()
         return self.config
-
-    def _sizes(self) -> dict[tuple[str, str], Sizes]:
-        """Return sizes by (stack, role); dimensions outside of blocks belong to the stack ''."""
-        found: dict[tuple[str, str], Sizes] = {}
-        for stack in self.analysis.stacks:
-            layers = found.setdefault((stack.prefix.rstrip("."), "layers"), Sizes())
-            layers.add(len(stack.blocks), len(self.cut.blocks[stack.prefix]))
-        for dimension in self.analysis.dimensions:
-            new = self.cut.size(dimension.axes[0])[0]
-            for name in dimension.names:
-                stack, role, block = _place(name, dimension.role, self.prefixes)
-                kept = self.cut.blocks.get(f"{stack}." if stack else "", ())
-                sizes = found.setdefault((stack, role), Sizes())
-                sizes.add(dimension.size, new, block, block is None or block in kept)
-        for (stack, role), sizes in list(found.items()):
-            if role == "queries_per_kv" and (stack, "kv_heads") in found:  # a config counts query heads
-                groups = found[stack, "kv_heads"]
-                heads = found.setdefault((stack, "heads"), Sizes())
-                heads.old |= {a * b for a in sizes.old for b in groups.old}
-                heads.new |= {a * b for a in sizes.new for b in groups.new}
-                heads.pairs |= {(a * c, b * d) for a, b in sizes.pairs for c, d in groups.pairs}
-        return found
 
     def _rewrite(self, each: Field) -> None:
         value = each.holder.get(each.key)
@@ -194,8 +116,8 @@ class _Rewriter:
             new = set().union(*(s.of(value) for s in matching.values()))
             if any(s.changed for s in matching.values()):
                 if len(new) > 1:
-                    raise CutError(
-                        f"config.json cannot express the child: '{each.path}' is one number, and the child has "
+                    raise inexpressible(
+                        f"'{each.path}' is one number, and the child has "
                         f"{sorted(new)} {role.replace('_', ' ')}; choose one size for all blocks"
                     )
                 each.holder[each.key] = new.pop()
@@ -257,8 +179,8 @@ class _Rewriter:
             if value == [len(stage) for stage in stages] and DEPTHS.search(each.key):
                 new = [sum(block in kept for block in stage) for stage in stages]
                 if 0 in new:
-                    raise CutError(
-                        f"config.json cannot express the child: '{each.path}' counts the blocks of each stage, and "
+                    raise inexpressible(
+                        f"'{each.path}' counts the blocks of each stage, and "
                         f"stage {new.index(0)} has none; keep one of blocks {stages[new.index(0)].start} to "
                         f"{stages[new.index(0)].stop - 1}"
                     )
@@ -285,12 +207,13 @@ class _Rewriter:
     def _find_stages(self) -> dict[str, list[range]]:
         """Return the blocks of each stage, by stack: a list of counts whose sum is the number of blocks."""
         found: dict[str, list[range]] = {}
-        for each in _fields(self.config, self.defaults):
+        for each in fields(self.config):
             value = each.holder[each.key]
             if not isinstance(value, list) or not DEPTHS.search(each.key) or not all(map(_is_count, value)):
                 continue
             for stack in self.analysis.stacks:
-                if value and sum(value) == len(stack.blocks) and min(value) > 0:
+                flags = len(value) == len(stack.blocks) and PER_LAYER.search(each.key)
+                if value and not flags and sum(value) == len(stack.blocks) and min(value) > 0:
                     ends = list(itertools.accumulate(value))
                     found.setdefault(stack.prefix.rstrip("."), list(map(range, [0, *ends[:-1]], ends)))
         return found
@@ -317,7 +240,7 @@ class _Rewriter:
 
     def _derived(self) -> None:
         """Fill in fields that were left to be derived, where the child's sizes are not what would be derived."""
-        for holder, defaults, section in _sections(self.config, self.defaults):
+        for holder, defaults, section in sections(self.config, self.defaults):
             stacks = [s for s in self.prefixes if not section or s.split("_")[0] == section] or [""]
             for stack in stacks:
                 self._derive(holder, defaults, stack)
@@ -358,8 +281,8 @@ class _Rewriter:
                     holder[key] = ffn[1]
             self.spoken.add((stack, "ffn"))
 
-    def _doubt(self, why: str, sizes: Iterable[int]) -> None:
-        self.doubts.append(Doubt(CutError(f"config.json cannot express the child: {why}"), frozenset(sizes)))
+    def _doubt(self, why: str, sizes: Iterable[int], what: str = "") -> None:
+        self.doubts.append(Doubt(inexpressible(why), frozenset(sizes), what))
 
     def _one(self, stack: str, role: str) -> tuple[int, int] | None:
         sizes = self.sizes.get((stack, role)) or self.sizes.get(("", role))
@@ -377,46 +300,17 @@ class _Rewriter:
                 continue  # a pooler or a head's transform: as wide as the stream in the class as well
             old, new = sorted(sizes.old), sorted(sizes.new)
             where = f" of the {stack}" if stack else ""
-            self._doubt(
-                f"no field speaks of its {role.replace('_', ' ')}{where}, {old[0] if len(old) == 1 else old} before "
-                f"and {new[0] if len(new) == 1 else new} now; do not cut it",
-                new,
+            what = (
+                f"'{role.removeprefix('free ')}'{where}, {old[0] if len(old) == 1 else old} before and "
+                f"{new[0] if len(new) == 1 else new} now"
             )
+            self._doubt(f"no field speaks of its {what}; do not cut it", new, what)
+
+
+def inexpressible(why: str) -> CutError:
+    """Return the error of a child that the class behind a config cannot be."""
+    return CutError(f"config.json cannot express the child: {why}")
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _place(name: str, role: str, prefixes: Sequence[str]) -> tuple[str, str, int | None]:
-    """Return the stack, the role and the block that a dimension's name speaks of."""
-    stack = next((p for p in sorted(prefixes, key=len, reverse=True) if p and name.startswith(f"{p}.")), "")
-    block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
-    own = name.rpartition(".")[2]
-    if role == "free" or own in ("vocab_1", "vocab_2") or (role == "ffn" and own not in ("ffn", "cross_ffn")):
-        return "", f"free {own}", int(block[1]) if block else None
-    return stack, role, int(block[1]) if block else None
-
-
-def _fields(config: dict, defaults: Mapping, path: str = "", section: str = "") -> Iterator[Field]:
-    """Yield the fields of a config and of its nested sections; those only in the defaults become visible when set."""
-    for key in list(config):
-        value = config[key]
-        if isinstance(value, dict):
-            inner = next((SECTIONS[w] for w in SECTIONS if key.startswith(w)), section)
-            below = defaults.get(key)
-            yield from _fields(value, below if isinstance(below, Mapping) else {}, f"{path}{key}.", inner)
-        else:
-            yield Field(config, key, f"{path}{key}", section)
-
-
-def _sections(config: dict, defaults: Mapping, section: str = "") -> Iterator[tuple[dict, Mapping, str]]:
-    nested = [
-        key for key, value in config.items() if isinstance(value, dict) and any(key.startswith(w) for w in SECTIONS)
-    ]
-    if not nested:
-        yield config, defaults, section
-    for key in nested:
-        below = defaults.get(key)
-        inner = next(SECTIONS[w] for w in SECTIONS if key.startswith(w))
-        yield from _sections(config[key], below if isinstance(below, Mapping) else {}, inner)

@@ -1,11 +1,8 @@
-"""Read and write the files of a checkpoint: safetensors (sharded too), streamed, in a folder that appears at once."""
+"""Read and write the weights of a checkpoint, where they lie: safetensors, sharded too, and files of `torch.save`."""
 
-import contextlib
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +24,8 @@ TYPES = {
 CODES = {TensorProto.DataType.Value(name): code for code, name in TYPES.items()}
 PICKLED = (".bin", ".pt", ".pth")
 """Endings of what `torch.save` writes."""
-OTHERS = (*PICKLED, ".ckpt", ".h5", ".msgpack")
+OTHERS = (*PICKLED, ".ckpt", ".h5", ".msgpack", ".ot", ".gguf")
+"""Endings of other weights."""
 
 
 @dataclass
@@ -72,7 +70,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def _listed(index: Path) -> list[str]:
     """Return the files of a sharded checkpoint, none where there is no index."""
-    return sorted(set(_json(index).get("weight_map", {}).values())) if index.is_file() else []
+    places = _json(index).get("weight_map", {}) if index.is_file() else {}
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f"'{index}' does not say in which file each tensor lies; copy it again")
+    return sorted(set(places.values()))
 
 
 def _read_pickled(path: Path, found: Checkpoint) -> None:
@@ -123,11 +124,13 @@ def _header(path: Path) -> tuple[dict, int]:
                 raise ValueError("its header is longer than the file")
             return dict(json.loads(file.read(size))), 8 + size
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"'{path}' is no safetensors file: {error}; copy it again") from None
+        advice = "copy it again" if path.suffix == ".safetensors" else "name the folder of a checkpoint, or its weights"
+        raise InputError(f"'{path}' is no safetensors file: {error}; {advice}") from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Weight], notes: Mapping[str, str]) -> None:
-    """Write a safetensors file, a few MB at a time."""
+    """Write a safetensors file, a few MB at a time; each tensor lies at a multiple of its type's size."""
+    tensors = dict(sorted(tensors.items(), key=lambda each: -each[1].dtype.itemsize))
     header: dict = {"__metadata__": dict(notes)} if notes else {}
     offset = 0
     for name, weight in tensors.items():
@@ -147,48 +150,3 @@ def write_tensors(path: Path, tensors: Mapping[str, Weight], notes: Mapping[str,
                 file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
-
-
-def write_checkpoint_files(
-    folder: Path, source: Checkpoint, tensors: Mapping[str, Weight], file_of: Mapping[str, str], config: dict | None
-) -> None:
-    """Fill a folder: weights in as many files as the source has, the config, and copies of everything else."""
-    files = dict.fromkeys(file_of.values())
-    for file in files:
-        part = {name: weight for name, weight in tensors.items() if file_of[name] == file}
-        write_tensors(folder / file, part, source.notes.get(file, {}))
-    if len(files) > 1 or (source.folder is not None and (source.folder / INDEX).is_file()):
-        total = sum(weight.nbytes for weight in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(file_of)}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if source.folder is None:
-        return
-    for path in sorted(source.folder.iterdir()):
-        weights = path.suffix in (".safetensors", *OTHERS) or path.name in (INDEX, PICKLED_INDEX, "config.json")
-        if path.is_file() and not weights and path.suffix not in (".onnx", ".onnx_data"):
-            shutil.copyfile(path, folder / path.name)
-
-
-@contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `path` when everything went well, and vanishes otherwise.
-
-    Raises: InputError where `path` has files already or cannot be made.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"cannot write '{path}': there is something already; name a new or an empty folder")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write '{path}': there is no folder '{path.parent}'; create it first")
-    temporary = path.with_name(f".graphclone-{secrets.token_hex(6)}.tmp")
-    try:
-        temporary.mkdir()
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror or error}; nothing was changed") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

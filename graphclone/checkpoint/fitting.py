@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from graphclone.checkpoint.config import Doubt
+from graphclone.checkpoint.config import Doubt, inexpressible
 from graphclone.errors import CheckFailed, CutError
 
 Shapes = Mapping[str, Sequence[int]]
@@ -54,7 +54,9 @@ def fit_config(
 
 
 class _Fitter:
-    def __init__(self, config, full, parent: Shapes, child: Shapes, ask: Ask, doubts):
+    def __init__(
+        self, config: Mapping, full: Mapping, parent: Shapes, child: Shapes, ask: Ask, doubts: Sequence[Doubt]
+    ):
         self.config = copy.deepcopy(dict(config))
         self.full = full
         self.child = child
@@ -67,13 +69,11 @@ class _Fitter:
         try:
             bad = self._misfits(self.config)
         except CheckFailed as error:
-            raise self.doubts[0].error if self.doubts else _refused(str(error)) from None
+            raise self._doubted(str(error)) from None
         while bad:
             best = self._better(bad)
             if best is None:
-                wanted = {each.wants for each in bad}
-                known = [doubt.error for doubt in self.doubts if doubt.sizes & wanted]
-                raise known[0] if known else self._error(bad)
+                raise self._error(bad)
             self.config, bad = best
         return self.config
 
@@ -118,24 +118,41 @@ class _Fitter:
         place: object = changed
         source: object = self.full
         for step in path[:-1]:
-            source = source[step] if isinstance(source, Mapping | list) else None
+            known = isinstance(source, list) or (isinstance(source, Mapping) and step in source)
+            source = source[step] if known else None
             if isinstance(place, dict) and step not in place:
                 place[step] = copy.deepcopy(source)
             place = place[step]
         place[path[-1]] = value
         return changed
 
+    def _doubted(self, said: str) -> CutError:
+        """Return the error of a config that its class refuses: `said` tells what was in doubt, or a field is known."""
+        doubt = next((doubt for doubt in self.doubts if not doubt.what), self.doubts[0] if self.doubts else None)
+        if doubt is None:
+            return inexpressible(said)
+        return inexpressible(f"its {doubt.what}: {said}") if doubt.what else doubt.error
+
     def _error(self, bad: Sequence[Misfit]) -> CutError:
-        first = min(bad, key=lambda each: each.axis is None)
+        """Name the field in the way: by what was in doubt already, or by what sizes a tensor in the class."""
+        wanted = {each.wants for each in bad}
+        known = [doubt for doubt in self.doubts if doubt.sizes & wanted]
+        doubt = next((doubt for doubt in known if not doubt.what), known[0] if known else None)
+        if doubt is not None and not doubt.what:
+            return doubt.error
+        about = [each for each in bad if doubt is not None and each.wants in doubt.sizes] or bad
+        first = min(about, key=lambda each: each.axis is None)
         if first.axis is None:
-            what, wanted = ("holds no", "lacks it") if first.wants else ("needs", "has it")
-            return _refused(f"its class {what} '{first.tensor}'; keep a block that {wanted} at this place")
-        fields = self._fields_of(first)
-        said = " and ".join(f"'{name}'" for name in fields[:3]) or "no field"
-        return _refused(
-            f"'{first.tensor}' has {first.wants} along axis {first.axis}, its "
-            f"class makes {first.has} of {said}"
-            + (f", and no value of {'it' if len(fields) < 2 else 'them'} fits all tensors" if fields else "")
+            what, wants = ("holds no", "lacks it") if first.wants else ("needs", "has it")
+            return inexpressible(f"its class {what} '{first.tensor}'; keep a block that {wants} at this place")
+        names = self._fields_of(first)
+        if doubt is not None and not names:
+            return doubt.error
+        return inexpressible(
+            (f"its {doubt.what}: " if doubt is not None else "")
+            + f"'{first.tensor}' has {first.wants} along axis {first.axis}, its class makes {first.has} of "
+            + (" and ".join(f"'{name}'" for name in names[:3]) or "no field")
+            + (f", and no value of {'it' if len(names) < 2 else 'them'} fits all tensors" if names else "")
         )
 
     def _fields_of(self, misfit: Misfit) -> list[str]:
@@ -149,10 +166,6 @@ class _Fitter:
             if shape is None or len(shape) <= misfit.axis or shape[misfit.axis] != misfit.has:
                 found.append(".".join(map(str, path)))
         return found
-
-
-def _refused(why: str) -> CutError:
-    return CutError(f"config.json cannot express the child: {why}")
 
 
 def _merged(full: object, config: object) -> object:

@@ -119,9 +119,9 @@ def _lengths(tensors, missing, stored, free) -> Iterator[Found]:
 
 def _batch_norms(tensors, missing, stored, free) -> Iterator[Found]:
     """Find a weight times a factor per output, and the batch norm whose factor it is."""
-    norms = sorted(name.removesuffix("running_var") for name in missing if name.endswith("running_var"))
-    norms = [stem for stem in norms if all(stem + leaf in tensors for leaf in STATISTICS)]
-    for stem in norms:
+    stems = sorted(name.removesuffix("running_var") for name in missing if name.endswith("running_var"))
+    stems = [stem for stem in stems if all(stem + leaf in tensors for leaf in STATISTICS)]
+    for stem in stems:
         mean, variance, gamma, beta = (np.asarray(tensors[stem + leaf].load(), np.float64) for leaf in STATISTICS)
         for name in sorted(missing):
             for place in free:

@@ -39,6 +39,9 @@ def command(model: Path, plan_path: Path, source: Path, output: Path, no_verify:
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             show.print(f"{title:9} {', '.join(names[:4])}{more}, not in the graph", soft_wrap=True)
+    if report.tokens is not None:
+        kept, size = len(report.tokens.kept), report.tokens.size
+        show.print(f"tokens    {kept:,} of {size:,}; vocabulary.json has the tokenizer's id of each", soft_wrap=True)
     if report.difference is not None:
         show.print(f"verified  its outputs differ from the slim model's by {report.difference:.1e}")
     elif report.note:

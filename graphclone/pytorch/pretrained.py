@@ -23,10 +23,9 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
     try:
         stored = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # whatever torch raises for what is damaged, or is more than tensors
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise InputError(
-            f"cannot read '{path}' as tensors alone, and more can run code when it is read ({why}); "
-            f"save the model with save_pretrained() first"
+            f"cannot read '{path}' as tensors alone ({type(error).__name__}), and more can run code when it is read; "
+            f"save the model's state_dict(), or use save_pretrained()"
         ) from None
     inner = next((stored[key] for key in ("state_dict", "model") if isinstance(stored.get(key), dict)), stored)
     tensors = {str(name): tensor for name, tensor in inner.items() if isinstance(tensor, torch.Tensor)}
@@ -133,12 +132,18 @@ def _classes(names: Sequence[str] | None) -> list[type]:
 
 def _loaded(kind, folder: Path):
     import torch
+    from transformers.utils import logging
 
     choices = {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    showing = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model, info = kind.from_pretrained(folder, dtype=torch.float32, **choices)
     except Exception as error:  # whatever transformers raises where weights do not fit the class
         raise CheckFailed(f"transformers cannot load the result: {error}; nothing was written") from error
+    finally:
+        if showing:
+            logging.enable_progress_bar()
     for name, *shapes in sorted(map(tuple, info.get("mismatched_keys", ())), key=str):
         stored, wanted = (list(shape) for shape in shapes)
         raise CheckFailed(
