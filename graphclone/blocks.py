@@ -205,16 +205,17 @@ def _through(flow: Flow, root: str, attention: int, inner: str) -> list[Half]:
 
 
 def _points(flow: Flow, root: str, sink: str) -> list[str]:
-    """Return the articulation tensors of a chain; where some only flatten the stream, those of its usual rank."""
+    """Return the articulation tensors of a chain; where some only flatten or turn the stream, those of its usual form."""
     points = [p for p in flow.articulation(root, sink) if flow.stream_type(p) is not None]
     counts = Counter(flow.stream_type(p) for p in points)
-    usual: dict[tuple, int] = {}
+    usual: dict[tuple, tuple] = {}
     for point in points:
-        rank, widths = flow.stream_type(point)
-        most = max(count for (_, other), count in counts.items() if other == widths)
-        if widths not in usual and counts[rank, widths] * 2 >= most:
-            usual[widths] = rank
-    return [p for p in points if usual.get(flow.stream_type(p)[1]) == flow.stream_type(p)[0]]
+        form = flow.stream_type(point)
+        widths = tuple(sorted(form[1]))
+        most = max(count for other, count in counts.items() if tuple(sorted(other[1])) == widths)
+        if widths not in usual and counts[form] * 2 >= most:
+            usual[widths] = form
+    return [p for p in points if usual.get(tuple(sorted(flow.stream_type(p)[1]))) == flow.stream_type(p)]
 
 
 def _halves(flow: Flow, root: str, sink: str) -> list[Half]:

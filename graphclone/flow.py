@@ -252,7 +252,7 @@ def attention_nodes(
             scores.update(id(find(axis)) for axis in node.outputs[0] or ())
         elif node.op.type == "Softmax" and node.outputs[0]:
             axis = find(node.outputs[0][node.op.axis(len(node.outputs[0]), -1)])
-            parts = axis.parts if axis.kind == "sum" else (axis,)  # a sink stands beside the scores
+            parts = (axis, *axis.parts) if axis.kind == "sum" else (axis,)  # a sink stands beside the scores
             normalised.update(id(find(part)) for part in parts if id(find(part)) in scores)
         elif node.op.type == "ReduceSum" and node.text:
             summed = [node.bound[p.name] for p in parse(node.text).inputs[0] if p.statistic and p.name in node.bound]

@@ -165,3 +165,31 @@ def test_the_query_heads_of_one_key_head_are_heads(graph: Graph) -> None:
     model = text.model(graph, text.norm(x), constants=SHAPES)
     names = [d.name for d in analyse(model).dimensions if d.name.startswith("blocks.0.")]
     assert names == [f"blocks.0.{role}" for role in ("heads", "head_dim", "v_head_dim", "ffn")]
+
+
+def test_a_learned_token_beside_the_others_takes_part_in_attention(graph: Graph) -> None:
+    """Scores are then over a concatenated axis, of which no part is an axis of scores itself."""
+    text = Text()
+    x = text.node("Concat", text.linear("x", 12, 12), "token", attributes="<axis = 1> ")
+    for _ in range(2):
+        x = text.add(x, text.attend(x, x))
+        x = text.add(x, text.ffn(x, 20))
+    head = "(float[2, 6, 12] x) => (float[2, 8, 12] y)"
+    model = text.model(graph, text.norm(x), head, "float[2, 2, 12] token")
+    assert kinds(model) == {"": [["attention", "ffn"]] * 2}
+
+
+def test_a_norm_over_a_turned_stream_is_no_break(graph: Graph) -> None:
+    """BatchNorm wants channels before positions: the stream is turned, normalised and turned back."""
+    text = Text()
+    x = text.linear("x", 12, 12)
+    for _ in range(2):
+        for branch in (text.attend, lambda x, _: text.ffn(x, 20)):
+            turned = text.node("Transpose", text.add(x, branch(x, x)), attributes="<perm = [0, 2, 1]> ")
+            normed = text.node("BatchNormalization", turned, *(text.weight(12) for _ in range(3)), "variance")
+            x = text.node("Transpose", normed, attributes="<perm = [0, 2, 1]> ")
+    ones = ", ".join(["1.0"] * 12)
+    head = "(float[B, 6, 12] x) => (float[B, 6, 12] y)"
+    model = text.model(graph, x, head, f"float[12] variance = {{{ones}}}")
+    assert kinds(model) == {"": [["attention", "ffn"]] * 2}
+    assert verify(apply(model, Plan(blocks={"": (1,)}))).ok
