@@ -15,6 +15,7 @@ Size = tuple[int, ...]
 
 ATOM, PRODUCT, SUM = "atom", "product", "sum"
 TOO_MANY_TERMS = 64
+FEW_UNITS = 8
 
 
 class Axis:
@@ -52,7 +53,7 @@ def find(axis: Axis) -> Axis:
 
 def is_unit(axis: Axis) -> bool:
     """Tell whether the axis has one entry in every probe (it broadcasts, and there is nothing to cut)."""
-    return all(entry == 1 for entry in axis.size)
+    return axis.size.count(1) == len(axis.size)
 
 
 def is_static(axis: Axis) -> bool:
@@ -161,10 +162,15 @@ def _factors(axis: Axis) -> list[Axis]:
 
 
 def _is_opaque(axis: Axis) -> bool:
+    """Tell whether nothing of a composite can be cut, so that its structure need not be looked at.
+
+    A few units in a row are looked at: where one of queries, keys and values is picked, so are the others.
+    """
     if axis.kind == ATOM:
         return False
     if not axis.opaque and is_static(axis):
-        axis.opaque = all(leaf.lock is not None or is_unit(leaf) for leaf in leaves(axis))
+        kept = all(leaf.lock is not None or is_unit(leaf) for leaf in leaves(axis))
+        axis.opaque = kept and (axis.size[0] > FEW_UNITS or not all(is_unit(leaf) for leaf in leaves(axis)))
     return axis.opaque
 
 

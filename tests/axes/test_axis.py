@@ -229,3 +229,13 @@ def test_the_order_of_equations_does_not_matter(order):
         equations.equate(*twins[index])
     assert [leaf.size[0] for leaf in leaves(whole)] == [3, 2, 8]
     assert len({id(find(leaf)) for axis in (whole, pair, triple) for leaf in leaves(axis)}) == 3
+
+
+def test_a_few_units_in_a_row_lock_nothing():
+    """Of queries, keys and values in one axis, one is picked after another: each pick is an equation."""
+    equations = Equations()
+    packed = Axis((3, 3))
+    equations.equate(packed, total((Axis((1, 1)), Axis((2, 2)))))
+    equations.equate(packed, total((Axis((1, 1)), Axis((1, 1)), Axis((1, 1)))))
+    equations.equate(packed, total((Axis((2, 2)), Axis((1, 1)))))
+    assert [(leaf.size, leaf.lock) for leaf in leaves(packed)] == [((1, 1), None)] * 3
