@@ -12,6 +12,10 @@ pytest.importorskip("transformers")
 import importlib.util  # noqa: E402
 
 import survey  # noqa: E402
+import survey_torch  # noqa: E402
+import zoo  # noqa: E402
+from zoo.native import cut_model  # noqa: E402
+from zoo.rounded import places  # noqa: E402
 from zoo.variants import VARIANTS  # noqa: E402
 
 from graphclone.analysis import analyse  # noqa: E402
@@ -50,6 +54,49 @@ def test_a_variant_is_cut_like_the_framework_itself(family, route):
     assert found["verify"]["ok"], found["verify"]["failed"]
     assert found["native"]["bad"] == {} and found["native"]["held"] >= 2
     assert found["blocks"]["bad"] == {} and found["blocks"]["held"] >= 4
+    assert found["torch"]["bad"] == [] and found["torch"]["worst"] <= 1e-5
+
+
+def test_what_a_tool_computed_ahead_stays_in_the_framework_too():
+    given = [torch.from_numpy(array) for array in zoo.feeds("deberta_v2", 2, 7, padded=True).values()]
+    layout = zoo.family("deberta_v2").layout
+
+    def difference(cut: dict) -> float:
+        whole, folded = (zoo.family("deberta_v2").build() for _ in range(2))
+        for change in layout.folded.values():
+            change(folded)
+        one, other = (cut_model(model, layout, cut)(*given)[0] for model in (whole, folded))
+        return float(((one - other).abs().max() / one.abs().max()).detach())
+
+    assert difference({}) < 1e-5
+    assert difference({"blocks.*.heads": [2, 0]}) < 1e-5
+    assert difference({"hidden": range(32)}) > 1e-2
+
+
+def test_a_width_of_the_framework_may_be_two_in_an_export(graph):
+    """A table that is looked up by its rows and multiplied by once more, stored twice, has a width of its own in each."""
+    family = zoo.family("albert")
+    table = family.build().get_parameter("albert.embeddings.word_embeddings.weight").detach().numpy()
+    rows, width = table.shape
+    model = graph(
+        f"""(int64[B, S] ids, float[B, S, {width}] x) => (float[B, S, {width}] e, float[B, S, {rows}] y)
+        <float[{rows}, {width}] table, float[{width}, {width}] w, float[{width}, {rows}] head>
+        {{ e = Gather(table, ids)  h = MatMul(x, w)  t = Tanh(h)  y = MatMul(t, head) }}"""
+    )
+    for node in model.graph.nodes:
+        for tensor in node.inputs:
+            if tensor.name in ("table", "head"):
+                tensor.values = table if tensor.name == "table" else np.ascontiguousarray(table.T) * 1.001
+    assert {(name, turned) for _, name, turned in places(family.build(), model)} == {("table", False), ("head", True)}
+
+
+def test_a_model_in_16_bits_is_judged_as_pytorch_by_its_exact_copy(graph):
+    model = graph(
+        """(float16[B, S, 12] x) => (float16[B, S, 12] y) <float16[12, 14] w1, float16[14, 12] w2>
+        { h = MatMul(x, w1)  a = Tanh(h)  y = MatMul(a, w2) }"""
+    )
+    found = survey_torch.judge(model, analyse(model))
+    assert found["bad"] == [] and found["worst"] <= 1e-5 < found["as_is"]
 
 
 def test_a_fused_post_norm_stack_begins_where_its_embedding_ends():

@@ -58,6 +58,17 @@ def test_what_the_checker_objects_to_is_said(graph):
     assert "12" in problem_of(model) and "13" in problem_of(model)
 
 
+def test_weights_of_four_bits_are_zeroed_as_the_file_packs_them(graph):
+    model = graph(
+        """(float[B, S, 12] x) => (float[B, S, 15] y) <int4[12, 14] q, float[14, 15] w2>
+        { s = Constant<value = float {0.5}>()  w = DequantizeLinear(q, s)
+          h = MatMul(x, w)  a = Tanh(h)  y = MatMul(a, w2) }""",
+        opset=21,
+    )
+    report = verify(model)
+    assert report.ok, str(report)
+
+
 # inputs ---------------------------------------------------------------------------------------------------------
 
 

@@ -101,11 +101,14 @@ def classify(program: Program, model: Model, names: Names) -> None:
     """After probing: give every stored tensor that is left its `parameter`, split where unrelated layers share one."""
     users = program.users()
     _drop_made_up(program, names)
+    smooth = _smooth(program)
     for value in list(program.values()):
         if value.weight is None or value.known is not None or value.parameter is not None:
             continue
         reading = users.get(value, [])
         trainable, unsure = _trainable(value, reading, names, users)
+        if value.weight.size == 1 and value not in smooth and names.kind(value.name) is None:
+            trainable, unsure = False, ""
         for part, path, aliases in _split(value, reading, trainable, names):
             part.parameter = Stored(
                 path,
@@ -121,6 +124,15 @@ def classify(program: Program, model: Model, names: Names) -> None:
             if trainable and not names.torch:
                 _without_units(part, users.get(value, []))
     spread_tables(program)
+
+
+def _smooth(program: Program) -> set[Value]:
+    """Return the values that some output depends on smoothly: not only through comparisons or rounding to integers."""
+    found = set(program.outputs)
+    for op in reversed(program.ops):
+        if any(each in found and (each.dtype is None or each.dtype.is_floating_point) for each in op.outputs):
+            found.update(each for each in op.inputs if each is not None)
+    return found
 
 
 BROADCASTING = ("Add", "Sub", "Mul", "Div")

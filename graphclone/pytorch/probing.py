@@ -10,7 +10,7 @@ from graphclone.errors import InputError
 from graphclone.pytorch import helpers, known
 from graphclone.pytorch.code import Code, Marker, render
 from graphclone.pytorch.program import Op, Program, Unsupported, Value
-from graphclone.pytorch.quick_shapes import either, quick, quick_cache
+from graphclone.pytorch.quick_shapes import either, quick, quick_several
 from graphclone.pytorch.registry import RULES
 from graphclone.pytorch.sizes import PROBES, Size, SizeTable, Symbol
 
@@ -183,7 +183,7 @@ class _Probe:
             return self._choose(op)
         shapes = [self._shapes(each) for each in op.inputs if each is not None]
         found = quick(op, shapes)
-        outputs = quick_cache(op) or ([found] if found is not None else evaluate(op.code, self.tensors, op))
+        outputs = quick_several(op) or ([found] if found is not None else evaluate(op.code, self.tensors, op))
         for output, tensors in zip(op.outputs, outputs, strict=False):
             if output is not None:
                 self._settle(output, tensors)

@@ -113,6 +113,20 @@ def _fold_blockwise_matmul(op: Op, made: Made) -> Result:
     return ops if op[5] is None else [*ops, new_op("Add", [product, op[5]], op.output, op, domain="")]
 
 
+def _fold_integer_convolution(op: Op, made: Made) -> Result:
+    """A stored kernel is floats in units of its scale; what is padded stands for zero, so the activation's zero point goes first."""
+    if not _are_stored(op[1], op[3] or op[1]):
+        return None
+    one = np.float32(1)
+    weight = _floats(made, (op[1], None, op[3]), lambda: dequantize(_load(op[1]), one, _load(op[3]), 0))
+    source, ops = op[0], []
+    if op[2] is not None:
+        zero = _number(op[2], made) if op[2].weight is not None else op[2]
+        source = new_value(op[0].name, (), None)
+        ops.append(new_op("Sub", [op[0], zero], source, op, domain=""))
+    return [*ops, new_op("Conv", [source, weight], op.output, op, domain="", **op.attributes)]
+
+
 def _fold_blockwise_gather(op: Op, made: Made) -> Result:
     if not _are_stored(op[0], op[2], op[3] or op[2]):
         return None
@@ -136,6 +150,7 @@ FOLDS = {
     "MatMulNBits": _fold_blockwise_matmul,
     "GatherBlockQuantized": _fold_blockwise_gather,
     "MatMulInteger": _fold_integer_matmul,
+    "ConvInteger": _fold_integer_convolution,
 }
 
 
@@ -253,6 +268,7 @@ def matmul_integer(op: Op) -> Code:
     return Code("({} @ {})", *parts)
 
 
+@rule("ConvInteger")
 @rule("MatMulNBits", "GatherBlockQuantized", domain="com.microsoft")
 def unfolded(op: Op) -> Code:
     raise Unsupported("a weight, scale or zero point that is computed, or g_idx, has no PyTorch counterpart")

@@ -27,7 +27,7 @@ def quick(op: Op, shapes: list[list[tuple[int, ...]]]) -> list[torch.Tensor] | N
     if op.type == "NonZero":
         counts = unforeseen(len(shapes[0]))
         return [torch.empty((op[0].rank, count), dtype=torch.int64, device="meta") for count in counts]
-    if op.type in SAME:
+    if op.type in SAME or _keeps_floats(op):
         return [torch.empty(shape, dtype=op[0].dtype, device="meta") for shape in shapes[0]]
     if op.type in BROADCAST or op.type in COMPARE:
         dtype = torch.bool if op.type in COMPARE else op[0].dtype
@@ -42,10 +42,26 @@ def quick(op: Op, shapes: list[list[tuple[int, ...]]]) -> list[torch.Tensor] | N
     return [torch.empty(shape, dtype=dtype, device="meta") for shape in results]
 
 
-def quick_cache(op: Op) -> list[list[torch.Tensor]] | None:
-    """Return the results in each probe of attention whose new cache has a size that an input tells, or None."""
-    if op.key != ("com.microsoft", "GroupQueryAttention") or op[3] is None or op[6].known is not None:
-        return None
+def _keeps_floats(op: Op) -> bool:
+    """Tell whether this rounds an activation to integers held as floats, or gives such back, by one scale."""
+    if op.type not in ("QuantizeLinear", "DequantizeLinear"):
+        return False
+    return op[0].dtype.is_floating_point and op[1].known is not None and op[1].known.ndim == 0
+
+
+def quick_several(op: Op) -> list[list[torch.Tensor]] | None:
+    """Return the results of an operator that has several, each in each probe, or None where only a trial run tells."""
+    if op.key == ("", "DynamicQuantizeLinear") and op[0].dims:
+        shapes = list(zip(*map(probe_of, op[0].dims), strict=True))
+        both = [()] * len(shapes)
+        return [[torch.empty(shape, device="meta") for shape in each] for each in (shapes, both, both)]
+    if op.key == ("com.microsoft", "GroupQueryAttention") and op[3] is not None and op[6].known is None:
+        return _attention_with_cache(op)
+    return None
+
+
+def _attention_with_cache(op: Op) -> list[list[torch.Tensor]]:
+    """Return attention's results where the new cache has a size that an input tells."""
     heads, size = int(op.attribute("num_heads")), op[3].dims[3]
     contexts = zip(probe_of(op[0].dims[0]), probe_of(op[0].dims[1]), strict=True)
     shapes = [[(batch, length, heads * size) for batch, length in contexts]]

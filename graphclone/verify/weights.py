@@ -10,6 +10,7 @@ from onnx import TensorProto
 
 from graphclone.axes.contractions import REARRANGING, is_weight
 from graphclone.axes.typed import AxisTyping
+from graphclone.dtypes import pack
 from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.plan import Cut
@@ -127,7 +128,7 @@ class _Zeroed(Source):
         return values
 
     def packed(self) -> bytes:
-        return self.array().tobytes()
+        return pack(self.array())
 
 
 ZERO_POINTS = {

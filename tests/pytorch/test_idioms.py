@@ -152,3 +152,21 @@ def test_layer_norm_written_out():
         node("Div", ["c", "r"], ["n"]), node("Mul", ["n", "norm.weight"], ["w"]), node("Add", ["w", "norm.bias"], ["y"]),  # noqa: E501
     ]  # fmt: skip
     assert "nn.LayerNorm(12, eps=1e-06)" in agrees(unary(nodes, constants), X)
+
+
+def test_a_threshold_is_no_parameter_and_a_factor_is():
+    """What only decides a comparison or is rounded to whole numbers takes no gradient, whatever it is called."""
+    node = helper.make_node
+    nodes = [
+        node("Mul", ["x", "logit_scale"], ["scaled"]),
+        node("Greater", ["scaled", "threshold_cast"], ["large"]),
+        node("Div", ["scaled", "log_1"], ["ratio"]),
+        node("Cast", ["ratio"], ["whole"], to=INT),
+        node("Cast", ["whole"], ["steps"], to=F),
+        node("Where", ["large", "scaled", "steps"], ["y"]),
+    ]
+    constants = [number(np.float32(value), name) for name, value in (("logit_scale", 2), ("threshold_cast", 1), ("log_1", 3))]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(nodes, "g", [value("x", F, ["n", 4])], [value("y", F, ["n", 4])], constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], producer_name="pytorch", ir_version=9)
+    assert [name for name, _ in to_torch(Model.from_proto(proto)).named_parameters()] == ["logit_scale"]

@@ -176,6 +176,19 @@ def test_integers_that_are_scaled_by_the_run_multiply_as_floats():
     np.testing.assert_allclose(module.given.grad, weight.detach().sum(1).expand(3, 4), rtol=1e-5)
 
 
+def test_integers_are_convolved_as_floats():
+    nodes = [
+        ("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], {}),
+        ("ConvInteger", ["q", "w", "z", "w_zero"], ["i"], {"pads": [1, 1, 1, 1], "strides": [2, 1]}),
+        ("Cast", ["i"], ["c"], {"to": TensorProto.FLOAT}),
+        ("Mul", ["c", "s"], ["y"], {}),
+    ]
+    constants = {"w": whole(np.uint8, 5, 3, 3, 3), "w_zero": np.uint8(7)}
+    module = check(build(nodes, constants, given=(2, 3, 6, 7)), f(2, 3, 6, 7))
+    (weight,) = module.parameters()
+    assert torch.equal(weight, torch.from_numpy(constants["w"]).float() - 7)
+
+
 def test_operators_on_integers_alone_are_refused():
     nodes = [("com.microsoft.QLinearSigmoid", ["x", "s", "z", "s", "z"], ["y"], {})]
     proto = build(nodes, {"s": np.float32(0.1), "z": np.uint8(0)}, kind=TensorProto.UINT8, result=TensorProto.UINT8)

@@ -58,6 +58,8 @@ class Layout:
     derived: symbol -> (source symbol, function from kept indices and parent's size of the source to kept indices of
         the symbol, function from the parent's size of the source to that of the symbol).
     before: what to do to a model before it is sliced (remove parametrizations, choose an attention).
+    folded: parameter -> what to do to a model before it is sliced where an export lacks this parameter, because a tool
+        computed ahead what the framework computes from it in each run.
     after: what to do afterwards, given the model and the function that returns the kept indices of a symbol.
     """
 
@@ -70,6 +72,7 @@ class Layout:
     block_groups: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     derived: Mapping[str, tuple[str, Callable, Callable]] = field(default_factory=dict)
     before: Callable | None = None
+    folded: Mapping[str, Callable] = field(default_factory=dict)
     after: Callable | None = None
 
 

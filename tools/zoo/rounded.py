@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from graphclone.model import Model
+from graphclone.precision import LOW
 from graphclone.weights import weight_of
 from zoo.layout import Layout
 
@@ -39,7 +40,7 @@ def round_like(module: nn.Module, model: Model, layout: Layout) -> Layout:
         near = [
             (looked_up != isinstance(owner, nn.Embedding), float(np.abs(array - wanted).max(initial=0)), number)
             for number, (array, looked_up) in enumerate(found.get(wanted.shape, []))
-            if np.abs(array - wanted).max(initial=0) <= NEAR * np.abs(wanted).max(initial=0)
+            if _is_near(array, wanted)
         ]
         if not near:
             continue
@@ -50,6 +51,31 @@ def round_like(module: nn.Module, model: Model, layout: Layout) -> Layout:
             rows[name] = next(row for glob, row in layout.rows.items() if fnmatch.fnmatchcase(first, glob))
         setattr(owner, leaf, module.get_parameter(first) if shared else nn.Parameter(values))
     return replace(layout, rows=rows)
+
+
+def places(module: nn.Module, model: Model) -> Iterator[tuple[str, str, bool]]:
+    """Yield (parameter, initializer that holds it, whether turned round); what is packed in blocks is left out.
+
+    An initializer may have axes of one entry more in front.
+    """
+    parameters = [(name, each.detach().numpy()) for name, each in module.named_parameters()]
+    for name, weight in model.weights.items():
+        if weight.onnx_dtype in LOW or weight.dtype.kind == "f":
+            values = weight.load().astype(np.float32)
+        elif name.endswith("_quantized") and f"{name[:-10]}_scale" in model.weights:
+            ends = ("_quantized", "_scale", "_zero_point")
+            values = next(_all_axes(*(model.weights[f"{name[:-10]}{end}"].load() for end in ends)), None)
+        else:
+            continue
+        for parameter, wanted in parameters if values is not None and values.size > 1 else ():
+            array = values.reshape(wanted.shape) if values.size == wanted.size == values.shape[-1] else values
+            for turned in (False, True) if array.ndim == 2 else (False,):
+                if _is_near(array.T if turned else array, wanted):
+                    yield parameter, name, turned
+
+
+def _is_near(array: np.ndarray, wanted: np.ndarray) -> bool:
+    return array.shape == wanted.shape and np.abs(array - wanted).max(initial=0) <= NEAR * np.abs(wanted).max(initial=0)
 
 
 def stored(model: Model) -> Iterator[tuple[np.ndarray, bool]]:

@@ -1,7 +1,11 @@
 """Text encoders."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+from torch import nn
 from zoo.families.decoders import INPUTS, LOGITS, POSITIONS, QUERY_SCALE, VOCAB, make
 from zoo.family import BATCH, SEQUENCE, Family
 from zoo.layout import Layout, Stack, rotary
@@ -217,6 +221,39 @@ ELECTRA = Family(
     extra=PLAIN,
 )
 
+class FoldedProjection(nn.Linear):
+    """A projection that keeps what it makes of relative positions, [heads * head_dim, positions]."""
+
+    def __init__(self, whole: nn.Linear, positions: torch.Tensor) -> None:
+        super().__init__(*reversed(whole.weight.shape))
+        self.weight, self.bias = whole.weight, whole.bias
+        self.table = nn.Parameter(whole(positions).T.contiguous())
+        self.of_positions = False
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return self.table.T[None] if self.of_positions else super().forward(given)
+
+
+@torch.no_grad()
+def _fold_positions(model: nn.Module) -> None:
+    """Let each block keep what its projections make of the relative positions."""
+    encoder = model.deberta.encoder
+    for layer in encoder.layer:
+        attention = layer.attention.self
+        both = [FoldedProjection(each, encoder.get_rel_embedding()) for each in (attention.query_proj, attention.key_proj)]
+        attention.query_proj, attention.key_proj = both
+        attention.disentangled_attention_bias = functools.partial(_from_tables, attention.disentangled_attention_bias, both)
+
+
+def _from_tables(bias: Callable, projections: list[FoldedProjection], *given, **named) -> torch.Tensor:
+    for each in projections:
+        each.of_positions = True
+    result = bias(*given, **named)
+    for each in projections:
+        each.of_positions = False
+    return result
+
+
 _DEBERTA_BLOCK = bert_block("deberta.encoder.layer")
 DEBERTA_V2 = Family(
     "deberta_v2",
@@ -247,9 +284,11 @@ DEBERTA_V2 = Family(
         stacks=(
             replace(
                 _DEBERTA_BLOCK,
+                rows={"attention.self.*.table": "(heads head_dim) _"} | _DEBERTA_BLOCK.rows,
                 attributes=_DEBERTA_BLOCK.attributes | {"attention.self.query_proj": {"scaled_rows": QUERY_SCALE}},
             ),
         ),
+        folded={"deberta.encoder.rel_embeddings.weight": _fold_positions},
         stack_coupled=("heads",),  # by positions that dynamo expands to batch * heads once for all blocks
     ),
     extra=PLAIN,
