@@ -21,6 +21,7 @@ from graphclone.checkpoint import read_checkpoint, write_checkpoint
 from graphclone.checkpoint.config import rewrite_config
 from graphclone.checkpoint.files import write_tensors
 from graphclone.checkpoint.fitting import fit_config
+from graphclone.checkpoint.folded import find_folded
 from graphclone.checkpoint.matching import Match, Part
 from graphclone.checkpoint.outside import Outside
 from graphclone.checkpoint.tokens import Tokens, with_new_tokens
@@ -274,6 +275,18 @@ def test_tensors_outside_the_graph_are_cut_by_their_sizes(pretrained, tmp_path):
     assert report.typed == ["classifier.weight"] and report.kept == ["classifier.bias"]
     assert np.array_equal(small["classifier.weight"], tensors["classifier.weight"][:, list(plan.keep["hidden"])])
     assert sorted({name.split(".")[2] for name in small if name.startswith("encoder.layer")}) == ["0", "1", "2"]
+
+
+def test_a_batch_norm_of_no_mean_is_found_beside_its_bias():
+    rng = np.random.default_rng(0)
+    weight, gain, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 3, 2, 2), (4,), (4,)))
+    norm = {"bn.weight": gain, "bn.bias": bias, "bn.running_mean": 0 * bias, "bn.running_var": np.ones(4, np.float32)}
+    tensors = {name: Weight.of(array) for name, array in {"conv.weight": weight, **norm}.items()}
+    folded = weight * gain.reshape(4, 1, 1, 1) / np.float32(np.sqrt(1 + 1e-5))
+    stored = {"w": Weight.of(folded), "b": tensors["bn.bias"]}
+    missing = [name for name in tensors if name != "bn.bias"]
+    found = {tensor: name for tensor, name, _ in find_folded(tensors, missing, stored, ["w"])}
+    assert found == dict.fromkeys(missing, "w")
 
 
 def test_two_widths_of_one_size_are_not_mistaken_for_each_other():

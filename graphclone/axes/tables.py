@@ -122,10 +122,14 @@ def _entries(use: Use, weight: Weight, place: int) -> tuple[str, np.ndarray] | N
 def frequencies(rows: np.ndarray) -> np.ndarray | None:
     """Return w where column j of `rows` (positions 0, 1, 2, ...) is sin(w_j p) or cos(w_j p); None where it is not.
 
+    Rows of zeros are parameters at their start, no sines of nothing.
+
     Example:
         >>> angles = np.arange(5)[:, None] * np.array([1.0, 0.1])
         >>> frequencies(np.concatenate([np.cos(angles), np.sin(angles)], 1)).round(3).tolist()
         [1.0, 0.1, 1.0, 0.1]
+        >>> frequencies(np.zeros((5, 4))) is None
+        True
     """
     first = rows[0]
     if not np.all((np.abs(first) < 1e-6) | (np.abs(first - 1) < 1e-6)) or np.abs(rows).max() > 1 + 1e-6:
@@ -134,7 +138,7 @@ def frequencies(rows: np.ndarray) -> np.ndarray | None:
     angle = np.where(is_cosine, np.arccos(np.clip(rows[1], -1, 1)), np.arcsin(np.clip(rows[1], -1, 1)))
     positions = np.arange(len(rows))[:, None]
     wanted = np.where(is_cosine, np.cos(positions * angle), np.sin(positions * angle))
-    return angle if np.allclose(rows, wanted, atol=2e-3) else None
+    return angle if np.any(angle) and np.allclose(rows, wanted, atol=2e-3) else None
 
 
 def _reaches_trigonometry(node: gs.Node) -> bool:

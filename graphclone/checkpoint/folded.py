@@ -130,13 +130,14 @@ def _batch_norms(tensors, missing, stored, free) -> Iterator[Found]:
                     continue
                 bias = name.removesuffix("weight") + "bias"
                 added = np.asarray(tensors[bias].load(), np.float64) if bias in tensors else np.zeros_like(mean)
-                shifts = [n for n in free if stored[n].shape == beta.shape]
-                folded = beta + (added - mean) * factor
-                shift = next((n for n in shifts if _close(stored[n].load(), folded)), None)
-                if shift is None:
-                    continue
+                moved = (added - mean) * factor
+                if stem + "bias" in missing:  # else it is found as it is: nothing was added to it
+                    shifts = [n for n in free if stored[n].shape == beta.shape]
+                    shift = next((n for n in shifts if _close(stored[n].load(), beta + moved)), None)
+                    if shift is None:
+                        continue
+                    yield stem + "bias", shift, Unscaled(np.ones_like(factor), moved)
                 yield name, place, Unscaled(factor, np.zeros_like(factor))
-                yield stem + "bias", shift, Unscaled(np.ones_like(factor), (added - mean) * factor)
                 for leaf in ("running_mean", "running_var", "weight"):
                     yield stem + leaf, place, Sliced(0, 0)
                 if bias in missing:
