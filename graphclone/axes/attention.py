@@ -16,11 +16,11 @@ def attention(op: Op) -> Typing | None:
     if op.rank(0) == 4:
         heads, groups = op.sizes(0)[1], op.sizes(1)[1]
         head_size = op.sizes(0)[3][0]
-        shapes = ("b {h} q d", "b {g} k d", "b {g} k v", "b {h} q v")
+        shapes = ("b {h} q d", "b {g} ~k d", "b {g} k v", "b {h} q v")
     else:
         heads, groups = (int(op.attribute("q_num_heads")),), (int(op.attribute("kv_num_heads")),)
         head_size = op.sizes(0)[2][0] // heads[0]
-        shapes = ("b q ({h} d)", "b k ({g} d)", "b k ({g} v)", "b q ({h} v)")
+        shapes = ("b q ({h} d)", "b ~k ({g} d)", "b k ({g} v)", "b q ({h} v)")
     grouped = heads[0] != groups[0]
     query, group = ("(g r)", "g") if grouped else ("g", "g")
     sizes = {"g": groups, **({"r": (heads[0] // groups[0],)} if grouped else {}), "d": (head_size,)}
@@ -29,11 +29,14 @@ def attention(op: Op) -> Typing | None:
     span = "t" if past else "k"
     if past:
         sizes["t"] = tuple(a + b for a, b in zip(op.sizes(4)[2], op.sizes(1)[2 if op.rank(1) == 4 else 1]))
-    mask = " ".join(["b?", f"{query}?", "q?", "_"][4 - op.rank(3) :]) if op.has(3) and op.axes[3] is not None else "."
+    shape = ["b?", f"{query}?", "q?", "_" if past else "k?"]
+    mask = " ".join(shape[4 - op.rank(3) :]) if op.has(3) and op.axes[3] is not None else "."
     parts = "b g p d, b g p v" if past else "., ."
     text = f"{q}, {k}, {v}, {mask}, {parts}, . -> {y}, b g {span} d, b g {span} v, b {query} q {span}"
     stores = (Store("q_num_heads", query), Store("kv_num_heads", "g"), _scale(op, head_size))
-    return Typing(text, sizes, tuple(s for s in stores if s.kind == "scale" or s.slot in op.node.attrs))
+    counted = past or op.has(6) or int(op.attribute("is_causal", 0))  # then which token is which matters
+    fixed = ("b", "q", "k", "p") if counted else ()
+    return Typing(text, sizes, tuple(s for s in stores if s.kind == "scale" or s.slot in op.node.attrs), fixed)
 
 
 def rotary_embedding(op: Op) -> Typing | None:
@@ -56,12 +59,15 @@ def rotary_embedding(op: Op) -> Typing | None:
     else:
         sizes["h"] = (op.sizes(0)[2][0] // head_size,)
         x = f"b s (h {size})"
-    table = " ".join(["_"] * (op.rank(cos_slot) - 1) + ["p"])
-    ids = "."
+    ids_slot = 1 if op.domain else 3
+    each = op.has(ids_slot) and op.axes[ids_slot] is not None and op.rank(ids_slot) == 2
+    ids = "b? s" if each else "."
+    table = "b? s p" if op.rank(cos_slot) == 3 else "_ p"
+    fixed = () if each or op.rank(cos_slot) == 3 else ("s",)  # else the operator counts positions itself
     inputs = f"{x}, {ids}, {table}, {table}" if op.domain else f"{x}, {table}, {table}, {ids}"
     stores = [Store("num_heads", "h")] if op.attribute("num_heads", 0) else []
     stores += [Store("rotary_embedding_dim", pairs)] if partial else []
-    return Typing(f"{inputs} -> {x}", sizes, tuple(stores), ("t",) if interleaved else ())
+    return Typing(f"{inputs} -> {x}", sizes, tuple(stores), (*fixed, "t") if interleaved else fixed)
 
 
 def packed_attention(op: Op) -> Typing | None:
@@ -75,25 +81,28 @@ def packed_attention(op: Op) -> Typing | None:
     sizes = {"h": (heads,), "d": (q // heads,), "v": (v // heads,)}
     packed = f"((h d) + (h d) + (h {value}))"
     mask = "."
-    bias = _bias(op, 5, "h")
+    bias = _bias(op, 5, "h", "s", "_" if cached else "s")
     past = "_ b h p d" if op.has(4) and op.axes[4] is not None else "."
     if cached and q != v:
         return None
     present = "two b h t d" if op.wants(1) else "."
     if op.wants(1):
         sizes |= {"two": (2,), "t": (4093, 4099)}
-    text = f"b s e, e {packed}, {packed}, {mask}, {past}, {bias}, . -> b s (h {value}), {present}"
+    text = f"b ~s e, e {packed}, {packed}, {mask}, {past}, {bias}, . -> b s (h {value}), {present}"
     stores = [Store("num_heads", "h"), _scale(op, q // heads)]
     if listed:
         stores.append(Store("qkv_hidden_sizes", f"(h d) (h d) (h {value})"))
-    fixed = ("d",) if op.attribute("do_rotary", 0) else ()  # it turns pairs of entries
-    return Typing(text, sizes, tuple(stores), (*fixed, *(("two", "t") if op.wants(1) else ())))
+    counted = cached or op.has(3) or int(op.attribute("unidirectional", 0))  # then which token is which matters
+    fixed = [*(["b", "s"] if counted else []), *(["two", "t"] if op.wants(1) else [])]
+    fixed += ["d"] if op.attribute("do_rotary", 0) else []  # it turns pairs of entries
+    return Typing(text, sizes, tuple(stores), tuple(fixed))
 
 
-def _bias(op: Op, slot: int, heads: str) -> str:
+def _bias(op: Op, slot: int, heads: str, row: str, column: str) -> str:
+    """Return the axes of what is added to the scores."""
     if not op.has(slot) or op.axes[slot] is None or op.rank(slot) != 4:
         return "."
-    return f"b? {heads}? _ _"
+    return f"b? {heads}? {row}? {column}?"
 
 
 def multi_head_attention(op: Op) -> Typing | None:
@@ -103,29 +112,33 @@ def multi_head_attention(op: Op) -> Typing | None:
     bias = "((h d) + (h d) + (h v))"
     if op.rank(0) == 5:
         head_size = op.sizes(0)[4][0]
-        text = f"b s h _ d, ., ., ((h d) + (h d) + (h d)), ., {_bias(op, 5, 'h')} -> b s (h d)"
-        return Typing(text, {**sizes, "d": (head_size,)}, (*stores, _scale(op, head_size)))
+        text = f"b ~s h _ d, ., ., ((h d) + (h d) + (h d)), ., {_bias(op, 5, 'h', 's', 's')} -> b s (h d)"
+        fixed = ("b", "s") if op.has(4) or int(op.attribute("unidirectional", 0)) else ()
+        return Typing(text, {**sizes, "d": (head_size,)}, (*stores, _scale(op, head_size)), fixed)
     head_size = op.sizes(0)[2][0] // heads
     sizes["d"] = (head_size,)
     if not op.has(1):
         return None
     if op.rank(1) == 5:
-        keys, values, bias = "b k h _ d", ".", "((h d) + (h d) + (h d))"
+        keys, values, bias = "b ~k h _ d", ".", "((h d) + (h d) + (h d))"
         sizes["v"] = (head_size,)
     elif op.rank(1) == 4:
-        keys, values = "b h k d", "b h k v"
+        keys, values = "b h ~k d", "b h k v"
         sizes["v"] = op.sizes(2)[3]
     else:
-        keys, values = "b k (h d)", "b k (h v)"
+        keys, values = "b ~k (h d)", "b k (h v)"
         sizes["v"] = (op.sizes(2)[2][0] // heads,)
-    past = "b h p d, b h p v" if op.has(6) and op.axes[6] is not None else "., ."
+    cached = op.has(6) and op.axes[6] is not None
+    past = "b h p d, b h p v" if cached else "., ."
+    scores = _bias(op, 5, "h", "q", "_" if cached else "k")
+    counted = cached or op.wants(1) or op.has(4) or int(op.attribute("unidirectional", 0))
     if op.wants(1):
         sizes["t"] = (4093, 4099)
     output = "d" if values == "." else "v"
     text = (
-        f"b q (h d), {keys}, {values}, {bias}, ., {_bias(op, 5, 'h')}, {past}, ., . -> b q (h {output}), b h t d, b h t {output}"
+        f"b q (h d), {keys}, {values}, {bias}, ., {scores}, {past}, ., . -> b q (h {output}), b h t d, b h t {output}"
     )
-    return Typing(text, sizes, (*stores, _scale(op, head_size)))
+    return Typing(text, sizes, (*stores, _scale(op, head_size)), ("b", "q", "k", "p") if counted else ())
 
 
 def group_query_attention(op: Op) -> Typing | None:
@@ -154,14 +167,16 @@ def group_query_attention(op: Op) -> Typing | None:
     if not separate:
         inputs = f"b q (({query} {head}) + (g {head}) + (g {head})), ., ."
     past = f"b g c {head}, b g c {head}" if op.has(3) and op.axes[3] is not None else "., ."
+    bias = _bias(op, 10, query, "_", "_")
     sinks = query if op.has(11) and op.axes[11] is not None else "."
-    text = f"{inputs}, {past}, ., ., {cos}, ., {_bias(op, 10, query)}, {sinks} -> b q ({query} {head}), b g t {head}, b g t {head}"
+    text = f"{inputs}, {past}, ., ., {cos}, ., {bias}, {sinks} -> b q ({query} {head}), b g t {head}, b g t {head}"
     stores = (
         Store("num_heads", query),
         Store("kv_num_heads", "g"),
         Store("scale", head, "scale", value=1.0 / math.sqrt(head_size)),
     )
-    return Typing(text, sizes, stores, ("two",) if "two" in sizes else ())
+    counted = ("b", "q", "k", "c")  # each sample has its length, each token sees those before it
+    return Typing(text, sizes, stores, (*counted, *(["two"] if "two" in sizes else [])))
 
 
 def skip_normalization(op: Op) -> str:
