@@ -123,7 +123,7 @@ class _Sweep:
         if op.type == "If" and not op.domain:
             return self._branch(op)
         rule = find_rule(op.domain, op.type)
-        missing = any(op.has(slot) and axes is None for slot, axes in enumerate(op.axes))
+        missing = any(axes is None and op.has(slot) for slot, axes in enumerate(op.axes))
         typing = rule.read(op) if rule and not missing else None
         if typing is None:
             self._note_misfit(op)

@@ -25,13 +25,11 @@ def evaluate(op: Op, output: int = 0) -> Values | None:
         probes = range(len(op.axes[0][0].size)) if op.axes[0] else range(2)
         arguments = [[np.array([axis.size[probe] for axis in op.axes[0]], np.int64)] for probe in probes]
     else:
-        known = [op.value(slot) for slot in range(len(op.node.inputs)) if op.has(slot)]
-        if not known and op.type not in ("Constant",) or any(value is None for value in known):
+        values = [op.value(slot) for slot in range(len(op.node.inputs))]
+        known = [value for value in values if value is not None]
+        if not known or any(value is None and op.has(slot) for slot, value in enumerate(values)):
             return None
-        arguments = [
-            [op.value(slot)[probe] if op.has(slot) else None for slot in range(len(op.node.inputs))]
-            for probe in range(len(known[0]))
-        ]
+        arguments = [[value and value[probe] for value in values] for probe in range(len(known[0]))]
     try:
         with np.errstate(all="ignore"):
             results = tuple(np.asarray(function(op, *inputs)) for inputs in arguments)
