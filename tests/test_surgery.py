@@ -258,3 +258,36 @@ def test_a_cut_can_be_cut_again(gpt2):
             assert np.array_equal(twice.weights[name].load(), directly.weights[name].load()), name
     _, probes = next(candidates(directly, analyse(directly).typing))
     assert difference(run(twice, probes)[0], run(directly, probes)[0]) == 0
+
+
+# sizes of a dynamic and a static part ---------------------------------------------------------------------------
+
+BESIDE = """(float[B, S, 12] x) => (float[B, T, {out}] y) <float[1, 6, 12] tokens, float[12, 8] w, int64[1] six = {{6}},
+    int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[2] rest = {{2, 4}}, int64[2] whole = {{6, 12}},
+    int64[1] eight = {{8}}> {{
+    s = Shape(x)  b = Slice(s, zero, one)  n = Slice(s, one, two)  all = Concat <axis = 0> (b, whole)
+    t = Expand(tokens, all)  j = Concat <axis = 1> (x, t)  h = MatMul(j, w)  m = Add(n, six)
+    {to}  y = Reshape(h, to) }}"""
+
+
+def test_learned_tokens_beside_a_dynamic_sequence(graph):
+    """A size that arithmetic made of both gets smaller by the difference, whatever the length is."""
+    model = graph(BESIDE.format(out="2, 4", to="to = Concat <axis = 0> (b, m, rest)"))
+    tokens = name_of(model, 6)
+    child = apply(model, Plan(keep={tokens: (0, 2, 5)}))
+    kept = load_with(model, child, lengths=(1, 4, 9))
+    assert [y.shape for _, y in kept] == [(2, length + 3, 2, 4) for length in (1, 4, 9)]
+    assert all(np.array_equal(np.delete(whole, [-5, -3, -2], axis=1), y) for whole, y in kept)
+
+
+def load_with(model: Model, child: Model, lengths: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the outputs of both for inputs of each length."""
+    draw = np.random.default_rng(0)
+    feeds = [{"x": draw.standard_normal((2, length, 12)).astype(np.float32)} for length in lengths]
+    return [(a["y"], b["y"]) for a, b in zip(run(model, feeds), run(child, feeds), strict=True)]
+
+
+def test_a_product_of_both_is_refused(graph):
+    model = graph(BESIDE.format(out="8", to="c = Mul(b, m)  to = Concat <axis = 0> (c, eight)").replace("B, T, 8", "T, 8"))
+    with pytest.raises(CutError, match="Reshape node '.*' reads a size of which a part that is cut and a dynamic one"):
+        apply(model, Plan(keep={name_of(model, 6): (0, 2, 5)}))

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphclone.axes.axis import Size
+from graphclone.errors import CutError
 from graphclone.surgery.child import Child
 from graphclone.weights import weight_of
 
@@ -67,16 +68,21 @@ def rescaled(
     stored: Sequence[Size],
     shape: Sequence[int],
 ) -> gs.Tensor:
-    """Return tensor // d * m: exact, because dynamic sizes are never cut and static ones divide.
+    """Return tensor // d * m + n: exact, because dynamic sizes are never cut and static ones divide.
 
     node: new nodes go before it. wanted, stored: the entries after and before. shape: the tensor's.
+    Raises: CutError where neither a ratio nor a difference makes the one of the other, whatever the dynamic sizes are.
     """
-    ratios = [_ratio(after, before) for after, before in zip(wanted, stored, strict=True)]
-    steps = (("Div", [r.denominator for r in ratios]), ("Mul", [r.numerator for r in ratios]))
-    for op, factors in steps:
-        if set(factors) == {1}:
+    lines = [_line(after, before, node) for after, before in zip(wanted, stored, strict=True)]
+    steps = (
+        ("Div", 1, [ratio.denominator for ratio, _ in lines]),
+        ("Mul", 1, [ratio.numerator for ratio, _ in lines]),
+        ("Add", 0, [more for _, more in lines]),
+    )
+    for op, neutral, numbers in steps:
+        if set(numbers) == {neutral}:
             continue
-        constant = child.constant(node, op.lower(), np.array(factors, np.int64).reshape(shape))
+        constant = child.constant(node, op.lower(), np.array(numbers, np.int64).reshape(shape))
         output = gs.Variable(child.fresh(f"{tensor.name}_{op.lower()}"), np.int64)
         name = child.fresh(f"{node.name}_{op.lower()}")
         child.before[id(node)].append(gs.Node(op, name, {}, [tensor, constant], [output]))
@@ -84,5 +90,19 @@ def rescaled(
     return tensor
 
 
-def _ratio(wanted: Size, stored: Size) -> Fraction:
-    return Fraction(wanted[0], stored[0]) if stored[0] else Fraction(1)
+def _line(wanted: Size, stored: Size, node: gs.Node) -> tuple[Fraction, int]:
+    """Return (ratio, difference) that make a wanted entry of a stored one: one of the two suffices.
+
+    A ratio where static factors were cut (batch x heads), a difference where a static part beside a dynamic one was
+    (learned tokens in front of a sequence).
+    """
+    ratios = {Fraction(after, before) for after, before in zip(wanted, stored, strict=True) if before}
+    if len(ratios) <= 1:
+        return (ratios.pop() if ratios else Fraction(1)), 0
+    differences = {after - before for after, before in zip(wanted, stored, strict=True)}
+    if len(differences) == 1:
+        return Fraction(1), differences.pop()
+    raise CutError(
+        f"cannot cut: {node.op} node '{node.name}' reads a size of which a part that is cut and a dynamic one cannot be "
+        f"told apart ({stored[0]} and {stored[1]} in two runs would be {wanted[0]} and {wanted[1]}); leave that part whole"
+    )
