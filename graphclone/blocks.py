@@ -103,9 +103,7 @@ def _merge_branches(found: list, branches: dict[str, tuple[int, int]]) -> list:
         for i, (other, states, theirs) in enumerate(merged):
             there = branches.get(states[-1])
             if here and there and here[0] == there[0] and here[1] != there[1] and len(blocks) == len(theirs):
-                joined = tuple(
-                    replace(a, twins=(*a.twins, b)) for a, b in zip(theirs, blocks)
-                )
+                joined = tuple(replace(a, twins=(*a.twins, b)) for a, b in zip(theirs, blocks))
                 merged[i] = (other, states, joined)
                 break
         else:

@@ -151,7 +151,9 @@ def _outputs_inside(child: Model, tensors: dict[str, gs.Tensor], spans: Sequence
     for entry, exit in spans:
         below = _below(tensors[entry], exit)
         for name in outputs & below.keys():
-            if exit not in _names_above(tensors[name]) and _above(tensors[name], {entry}) & _above(tensors[exit], {entry}):
+            if exit not in _names_above(tensors[name]) and _above(tensors[name], {entry}) & _above(
+                tensors[exit], {entry}
+            ):
                 found.add(name)
     return found
 
@@ -313,4 +315,3 @@ def _unique(tensors: Iterable[gs.Tensor]) -> list[gs.Tensor]:
         if not tensor.is_empty():
             seen[id(tensor)] = tensor
     return list(seen.values())
-

@@ -153,7 +153,9 @@ class Model:
         held = object.__new__(Model)
         held.__dict__.update(self.__dict__)
         held.__dict__.pop("ties", None)
-        held.__dict__.update(graph=graph, metadata={}, node_metadata={}, node_docs={}, value_metadata={}, unused={}, aliases={})
+        held.__dict__.update(
+            graph=graph, metadata={}, node_metadata={}, node_docs={}, value_metadata={}, unused={}, aliases={}
+        )
         return held
 
     def to_proto(self, external: bool = False, location: str = "weights.data") -> ModelProto:

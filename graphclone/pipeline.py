@@ -104,9 +104,13 @@ def find_pass(name: str) -> type:
     if name in known:
         return known[name]
     if not known:
-        raise InputError("no passes are registered; install the package (pip install -e .) so that its entry points exist")
+        raise InputError(
+            "no passes are registered; install the package (pip install -e .) so that its entry points exist"
+        )
     close = difflib.get_close_matches(name, known, 1)
-    raise InputError(f"no pass is called '{name}'" + (f"; did you mean '{close[0]}'?" if close else f"; {', '.join(known)}"))
+    raise InputError(
+        f"no pass is called '{name}'" + (f"; did you mean '{close[0]}'?" if close else f"; {', '.join(known)}")
+    )
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,9 @@ def _steps(text: str) -> list[tuple[str, str]]:
             raise InputError(f"cannot read the pipeline at {rest[:20]!r}; passes are separated by commas")
         rest = rest[1:]
     if not steps:
-        raise InputError("the pipeline is empty; write for example depth{layers=6},width{hidden=384},rescale{mode=paper}")
+        raise InputError(
+            "the pipeline is empty; write for example depth{layers=6},width{hidden=384},rescale{mode=paper}"
+        )
     return steps
 
 
@@ -266,7 +272,9 @@ def _options(text: str, name: str) -> dict[str, object]:
     while rest:
         match = re.match(r"([A-Za-z_]\w*)\s*=\s*", rest)
         if not match:
-            raise InputError(f"cannot read the options of '{name}' at {rest[:20]!r}; write option=value, separated by spaces")
+            raise InputError(
+                f"cannot read the options of '{name}' at {rest[:20]!r}; write option=value, separated by spaces"
+            )
         rest = rest[match.end() :]
         try:
             value, end = decoder.raw_decode(rest)

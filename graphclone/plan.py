@@ -60,7 +60,9 @@ class Plan:
             "format": FORMAT,
             "parent": self.parent,
             "keep": {name: list(map(int, indices)) for name, indices in self.keep.items()},
-            "blocks": list(self.blocks[""]) if set(self.blocks) == {""} else {k: list(v) for k, v in self.blocks.items()},
+            "blocks": list(self.blocks[""])
+            if set(self.blocks) == {""}
+            else {k: list(v) for k, v in self.blocks.items()},
             "drop": list(self.drop),
             "scale": {name: float(factor) for name, factor in self.scale.items()},
             "replace": {name: f"{sidecar}#{name}" for name in self.replace},
@@ -133,7 +135,9 @@ def _integers(values: object, what: str, where: str) -> tuple[int, ...]:
     if not isinstance(values, (list, tuple)) or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise InputError(f"'{where}': {what} must be a list of whole numbers")
     if any(abs(v) >= LARGEST for v in values):
-        raise InputError(f"'{where}': {what} lists a number that no index can be; write numbers below the size of the axis")
+        raise InputError(
+            f"'{where}': {what} lists a number that no index can be; write numbers below the size of the axis"
+        )
     return tuple(values)
 
 
@@ -275,7 +279,7 @@ def _by_dimension(plan: Plan, analysis: Analysis, blocks) -> list[tuple[Dimensio
                     f"'{before[2]}' and '{name}' are one dimension of this graph ({dimension.name}) and keep different "
                     f"indices; give both the same list, or one of them"
                 )
-            if before is None or before[3] and not star:
+            if before is None or (before[3] and not star):
                 given[dimension.name] = (dimension, kept, name, star)
     for dimension, kept, name, _ in list(given.values()):
         for other in _values_of(dimension, analysis):

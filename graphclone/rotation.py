@@ -256,7 +256,9 @@ class _Proof:
                         found.append(self._name_of(consumer.op.node.inputs[contraction.weight]))
                         continue
                 if consumer.op.type not in MOVES and not self._scales_all(consumer):
-                    raise self._forbid(consumer, f"reads what {where} scales channel by channel, and is no matrix product")
+                    raise self._forbid(
+                        consumer, f"reads what {where} scales channel by channel, and is no matrix product"
+                    )
                 waiting += [t.name for t in consumer.op.node.outputs]
         return found
 

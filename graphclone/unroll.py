@@ -154,7 +154,9 @@ class _Unroller:
         for i in range(loop.count):
             known: dict[int, gs.Tensor] = {}
             if loop.condition is not None:
-                number = np.full((1,) * len(loop.counter.shape or ()), i, np.int64)  # a scalar, or one entry as declared
+                number = np.full(
+                    (1,) * len(loop.counter.shape or ()), i, np.int64
+                )  # a scalar, or one entry as declared
                 known[id(loop.counter)] = gs.Constant(self._fresh(f"{loop.node.name}.{i}"), Weight.of(number))
                 known[id(loop.condition)] = gs.Constant(
                     self._fresh(f"{loop.node.name}.true"), Weight.of(np.array(True))
@@ -218,7 +220,9 @@ class _Unroller:
             as_input = self.scope.opset >= 13
             inputs = [row, axis] if as_input else [row]
             attributes = {} if as_input else {"axes": [0]}
-            self._add("Unsqueeze", f"{part.name}.lift", attributes, inputs, [part], mark=Mark(self.loop, "lift", number))
+            self._add(
+                "Unsqueeze", f"{part.name}.lift", attributes, inputs, [part], mark=Mark(self.loop, "lift", number)
+            )
             parts.append(part)
         mark = Mark(self.loop, "stack", number)
         self._add("Concat", f"{output.name}.stack", {"axis": 0}, parts, [output], mark=mark)

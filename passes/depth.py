@@ -59,12 +59,16 @@ class Depth:
         if isinstance(self.blocks, Mapping):
             names = {s.prefix.rstrip(".") for s in stacks}
             if unknown := set(self.blocks) - names:
-                raise CutError(f"blocks: no stack is called '{min(unknown)}'; the stacks are {', '.join(sorted(names))}")
+                raise CutError(
+                    f"blocks: no stack is called '{min(unknown)}'; the stacks are {', '.join(sorted(names))}"
+                )
             listed = self.blocks.get(stack.prefix.rstrip("."))
             return None if listed is None else tuple(listed)
         if len(stacks) > 1:
             names = ", ".join(s.prefix.rstrip(".") for s in stacks)
-            raise CutError(f"blocks: this model has several stacks ({names}); say which, as in {stacks[0].prefix.rstrip('.')}=0,2")
+            raise CutError(
+                f"blocks: this model has several stacks ({names}); say which, as in {stacks[0].prefix.rstrip('.')}=0,2"
+            )
         return tuple(self.blocks)
 
     def _counted(self, stack: Stack, count: int | tuple[int, ...] | None, stats, context) -> tuple[int, ...] | None:
@@ -74,13 +78,17 @@ class Depth:
             raise CutError("layers is a number; to list blocks, give blocks")
         total = len(stack.blocks)
         if count > total:
-            raise CutError(f"layers: {count} is more than the parent's {total}; growing is not supported, give at most {total}")
+            raise CutError(
+                f"layers: {count} is more than the parent's {total}; growing is not supported, give at most {total}"
+            )
         if self.by not in BLOCK_RULES:
             raise InputError(f"no block rule is called '{self.by}'; there are {', '.join(BLOCK_RULES)}")
         scores = None
         if self.by in MEASURED:
             if stats is None:
-                raise InputError(f"blocks by '{self.by}' are ranked by calibration; give --data or --stats, or use middle")
+                raise InputError(
+                    f"blocks by '{self.by}' are ranked by calibration; give --data or --stats, or use middle"
+                )
             known = {span.name: span for span in spans(context.analysis)}
             chosen = [known[f"{stack.prefix}blocks.{block.index}"] for block in stack.blocks]
             scores = [stats.ratio(s) if self.by == "relative_magnitude" else 1 - stats.cosine(s) for s in chosen]

@@ -59,7 +59,12 @@ def fit(probabilities: "Probabilities", gram: np.ndarray, weights: np.ndarray, i
 
 
 def _climb(
-    probabilities: "Probabilities", second: np.ndarray, now: np.ndarray, anchor: np.ndarray, ridge: float, intercept: bool
+    probabilities: "Probabilities",
+    second: np.ndarray,
+    now: np.ndarray,
+    anchor: np.ndarray,
+    ridge: float,
+    intercept: bool,
 ) -> np.ndarray:
     """Take the steps of one ridge."""
     used = slice(None) if intercept else slice(-1)

@@ -7,7 +7,9 @@ import numpy as np
 
 DAMPING = 1e-3
 ROUNDS = 256
-POOL = 4  # of so many times what a round takes, the cheapest are looked at together: of two that say the same, one stays
+POOL = (
+    4  # of so many times what a round takes, the cheapest are looked at together: of two that say the same, one stays
+)
 
 
 def choose_by_obs(second: np.ndarray, weight: np.ndarray, groups: Sequence[np.ndarray], keep: int) -> np.ndarray:

@@ -273,13 +273,17 @@ class _Refitting:
         t = joint.rows(joint.tensor(self.parent, linear.y), find(linear.outer[0]).size[0])
         t = joint.projected(t, self._onto(linear.outer))
         square = slice(moments.inputs + 1)
-        rows = sum(int(gram[moments.inputs, moments.inputs]) for gram in (moments.train, moments.held) if gram is not None)
+        rows = sum(
+            int(gram[moments.inputs, moments.inputs]) for gram in (moments.train, moments.held) if gram is not None
+        )
         with_ = Probabilities(joint, x, t, size, self._held(), rows, self._mask(linear))
         found = fit(with_, moments.train[square, square], self._now(linear), intercept)
         if found.weights is not None:
             self._place(linear, found.weights)
             told = f"{found.after:.3g} nats instead of {found.before:.3g}"
-            self.context.notes.append(f"refit: {linear.where} fitted to the parent's probabilities: {told} apart on samples held out")
+            self.context.notes.append(
+                f"refit: {linear.where} fitted to the parent's probabilities: {told} apart on samples held out"
+            )
 
     def _gather(self, task: _Task) -> Moments:
         """Sum z z' over all rows, z = [x, 1, t], where the activations are.

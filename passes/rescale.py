@@ -117,7 +117,9 @@ def _norm_gains(analysis: Analysis, cut: Cut, stats: Statistics | None) -> dict[
         if kept is None:
             continue
         if stats is None:
-            raise InputError("rescale 'norm_gain' is measured by calibration; give samples (--data) or statistics (--stats)")
+            raise InputError(
+                "rescale 'norm_gain' is measured by calibration; give samples (--data) or statistics (--stats)"
+            )
         energy = stats.variance(norm.tap) if norm.centred else stats.mean_square(norm.tap)
         if energy[kept].sum() > 0:  # a norm of zeros gives zeros, whatever its scale
             gains[norm.gain] = float(np.sqrt(energy[kept].sum() / energy.sum() * len(energy) / len(kept)))

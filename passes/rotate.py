@@ -98,13 +98,17 @@ class Rotate:
 
 def _told(dimension: Dimension, second: list[np.ndarray], basis: np.ndarray) -> str:
     share = np.mean([np.trace(basis.T @ m @ basis) / np.trace(m) for m in second])
-    return f"rotate: '{dimension.name}' keeps {share:.1%} of the normalised stream's energy in {basis.shape[1]} directions"
+    return (
+        f"rotate: '{dimension.name}' keeps {share:.1%} of the normalised stream's energy in {basis.shape[1]} directions"
+    )
 
 
 def _dropped_tensors(context: Context, cut: Cut) -> set[str]:
     """Return the tensors computed in dropped blocks."""
     nodes = context.analysis.typing.nodes
-    halves = [h for s in context.analysis.stacks for b in s.blocks if b.index not in cut.blocks[s.prefix] for h in b.halves]
+    halves = [
+        h for s in context.analysis.stacks for b in s.blocks if b.index not in cut.blocks[s.prefix] for h in b.halves
+    ]
     return {t.name for half in (*halves, *cut.dropped) for n in half.nodes for t in nodes[n].op.node.outputs}
 
 

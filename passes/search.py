@@ -57,7 +57,9 @@ class Search:
                 kept = _greedy(bench, units, kept, group, count, lambda t=task: progress.advance(t))
                 kept = self._evolve(bench, units, kept, group, context.seed, lambda t=task: progress.advance(t))
         gone = [unit for i, unit in enumerate(units) if i not in kept]
-        context.notes.append(f"search: dropped {', '.join(unit.name for unit in gone) or 'nothing'}; {bench.told(units, kept)}")
+        context.notes.append(
+            f"search: dropped {', '.join(unit.name for unit in gone) or 'nothing'}; {bench.told(units, kept)}"
+        )
         if self.halves is not None:
             return plan.with_(drop=(*drop, *(unit.name for unit in gone)))
         for stack in stacks:
@@ -78,7 +80,9 @@ class Search:
             if count is None:
                 continue
             if not isinstance(count, int) or count > len(stack.blocks):
-                raise CutError(f"layers: give a number from 1 to {len(stack.blocks)}, the parent's; growing is not supported")
+                raise CutError(
+                    f"layers: give a number from 1 to {len(stack.blocks)}, the parent's; growing is not supported"
+                )
             inside = [i for i, unit in enumerate(units) if unit.stack == stack.prefix]
             groups.append((inside, len(inside) - count))
         return groups

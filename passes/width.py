@@ -54,7 +54,9 @@ class Width:
             self._stack_targets(stack, plan, context, targets)
         targets_given = (self.hidden, self.ffn, self.heads, self.kv_heads, self.head_dim)
         if not context.analysis.stacks and any(target is not None for target in targets_given):
-            raise CutError("this graph has no residual stream with repeated blocks, so its widths have no names; use a plan")
+            raise CutError(
+                "this graph has no residual stream with repeated blocks, so its widths have no names; use a plan"
+            )
         ranker = _Ranker(self.by, parent, stats, context)
         keep = dict(plan.keep)
         for name, (dimension, target) in targets.items():
@@ -89,7 +91,9 @@ class Width:
             alike = other.role == "free" and not other.blocks and other.size == dimension.size
             if alike and not other.locked and other.name not in targets:
                 _set(targets, other, target, "hidden")
-                context.notes.append(f"'{other.name}' ({other.size}) equals hidden and is cut with it; --keep-heads leaves it")
+                context.notes.append(
+                    f"'{other.name}' ({other.size}) equals hidden and is cut with it; --keep-heads leaves it"
+                )
 
 
 def _block_targets(base: str, wanted: Mapping[str, int], context: Context, targets: dict) -> None:
@@ -115,7 +119,9 @@ def _block_targets(base: str, wanted: Mapping[str, int], context: Context, targe
 def _attention_targets(base: str, named: Mapping[str, Dimension], heads, groups, targets: dict) -> None:
     if f"{base}kv_heads" not in named:
         if heads is not None and groups is not None and heads != groups:
-            raise CutError(f"kv_heads: '{base}heads' has one query per KV head, so kv_heads ({groups}) must equal heads ({heads})")
+            raise CutError(
+                f"kv_heads: '{base}heads' has one query per KV head, so kv_heads ({groups}) must equal heads ({heads})"
+            )
         return _set(targets, named[f"{base}heads"], heads or groups, f"{base}heads")
     kv, per = named[f"{base}kv_heads"], named[f"{base}queries_per_kv"]
     if groups is None:
@@ -128,7 +134,9 @@ def _attention_targets(base: str, named: Mapping[str, Dimension], heads, groups,
     queries = per.size
     if heads is not None:
         if heads % groups:
-            raise CutError(f"kv_heads: {groups} KV heads do not divide {heads} heads; choose heads a multiple of kv_heads")
+            raise CutError(
+                f"kv_heads: {groups} KV heads do not divide {heads} heads; choose heads a multiple of kv_heads"
+            )
         queries = heads // groups
     _set(targets, kv, groups, f"{base}kv_heads")
     _set(targets, per, queries, f"{base}queries_per_kv")
@@ -150,7 +158,9 @@ def _set(targets: dict, dimension: Dimension | None, target: int, what: str) -> 
     if dimension.locked and target != dimension.size:
         raise CutError(f"cannot cut '{dimension.name}' ({dimension.size}): {dimension.locked}")
     if target < dimension.minimum:
-        raise CutError(f"{what}: the graph picks the top {dimension.minimum} of '{dimension.name}', so it must keep that many")
+        raise CutError(
+            f"{what}: the graph picks the top {dimension.minimum} of '{dimension.name}', so it must keep that many"
+        )
     before = targets.get(dimension.name)
     if before is not None and before[1] != target:
         raise CutError(
@@ -272,7 +282,10 @@ def _allocate_sum(axis: Axis, target: int) -> dict[int, int] | None:
         ideal = leaf.size[0] * target / axis.size[0]
         options = [leaf.size[0]] if leaf.lock or leaf.size[0] == 1 else range(1, leaf.size[0] + 1)
         for count in sorted(options, key=lambda c: (abs(c - ideal), c)):
-            if count * times <= left and (found := search(position + 1, left - count * times, [*counts, count])) is not None:
+            if (
+                count * times <= left
+                and (found := search(position + 1, left - count * times, [*counts, count])) is not None
+            ):
                 return found
         return None
 
@@ -301,6 +314,3 @@ def _structure(axis: Axis) -> str:
     from graphclone.axes.axis import describe
 
     return f"the graph builds it as {describe(axis)} and repeated parts are cut alike"
-
-
-

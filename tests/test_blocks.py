@@ -52,7 +52,9 @@ class Text:
     def model(self, graph: Graph, y: str, head: str = "", constants: str = "") -> Model:
         lines = "\n".join(self.nodes)
         declared = ", ".join([*self.weights, *filter(None, [constants])])
-        return graph(f"{head or '(float[B, S, 12] x) => (float[B, S, 12] y)'} <{declared}> {{ {lines}\n y = Relu({y}) }}")
+        return graph(
+            f"{head or '(float[B, S, 12] x) => (float[B, S, 12] y)'} <{declared}> {{ {lines}\n y = Relu({y}) }}"
+        )
 
 
 def kinds(model: Model) -> dict[str, list[list[str]]]:
@@ -136,7 +138,9 @@ def test_talking_heads_are_heads(graph: Graph) -> None:
         parts = [text.node("Reshape", text.linear(normed, 12, 12), "apart") for _ in range(3)]
         q, v = (text.node("Transpose", part, attributes="<perm = [0, 2, 1, 3]> ") for part in (parts[0], parts[2]))
         k = text.node("Transpose", parts[1], attributes="<perm = [0, 2, 3, 1]> ")
-        scores = text.node("Conv", text.node("MatMul", q, k), text.weight(3, 3, 1, 1), attributes="<kernel_shape = [1, 1]> ")
+        scores = text.node(
+            "Conv", text.node("MatMul", q, k), text.weight(3, 3, 1, 1), attributes="<kernel_shape = [1, 1]> "
+        )
         last = text.node("Transpose", text.node("Softmax", scores), attributes="<perm = [0, 2, 3, 1]> ")
         shares = text.node("Transpose", text.linear(last, 3, 3), attributes="<perm = [0, 3, 1, 2]> ")
         mixed = text.node("Transpose", text.node("MatMul", shares, v), attributes="<perm = [0, 2, 1, 3]> ")

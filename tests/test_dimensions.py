@@ -23,7 +23,9 @@ TWO_HEADS = """(int64[B, S] ids) => (float[B, S, 5] far, float[B, S, 5] near) <
 def carriers(model: Model) -> dict[str, set[tuple[str, int]]]:
     """Return which axes of which initializers each name speaks of."""
     analysis = analyse(model)
-    atoms = {name: {id(leaf) for axis in d.axes for leaf in leaves(axis)} for d in analysis.dimensions for name in d.names}
+    atoms = {
+        name: {id(leaf) for axis in d.axes for leaf in leaves(axis)} for d in analysis.dimensions for name in d.names
+    }
     carried = [
         (name, place, {id(leaf) for leaf in leaves(axis)})
         for name, uses in analysis.typing.uses.items()

@@ -749,7 +749,10 @@ def test_nodes_in_order_keep_it():
 
 
 def test_a_cycle_is_refused():
-    nodes = [helper.make_node("Add", ["x", "b"], ["a"], name="first"), helper.make_node("Neg", ["a"], ["b"], name="back")]
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["a"], name="first"),
+        helper.make_node("Neg", ["a"], ["b"], name="back"),
+    ]
     graph = helper.make_graph(nodes, "round", [info("x", 1, [2])], [info("b", 1, [2])])
     with pytest.raises(InputError, match="'first' reads what is made of its own output"):
         Model.from_proto(helper.make_model(graph))

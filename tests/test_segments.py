@@ -106,7 +106,10 @@ def test_a_gram_matrix_is_that_of_the_rows_that_count(graph, mask):
     x[1, 2] = np.nan if mask else 0.0
     stream = Stream("s", model, [{"x": x, "m": real}])
     joint = Joint([stream])
-    joint.give("gram", joint.gram([joint.rows(joint.tensor(stream, "x"), 4), None, joint.rows(joint.tensor(stream, "y"), 5)], mask))
+    joint.give(
+        "gram",
+        joint.gram([joint.rows(joint.tensor(stream, "x"), 4), None, joint.rows(joint.tensor(stream, "y"), 5)], mask),
+    )
     session = joint.open()
     found = run(session, next(joint.batches()))[0]
     rows = x.reshape(-1, 4)[real.reshape(-1) == 1] if mask else x.reshape(-1, 4)
@@ -122,7 +125,9 @@ def test_a_gram_matrix_is_that_of_the_rows_that_count(graph, mask):
 ])  # fmt: skip
 def test_unfolded_patches_times_the_kernel_are_the_convolution(graph, attributes):
     rows, columns = attributes["kernel_shape"]
-    model = graph(f"(float[B, 3, 8, 8] x) => (float[B, 5, H, W] y) <float[5, 3, {rows}, {columns}] k> {{ y = Conv(x, k) }}")
+    model = graph(
+        f"(float[B, 3, 8, 8] x) => (float[B, 5, H, W] y) <float[5, 3, {rows}, {columns}] k> {{ y = Conv(x, k) }}"
+    )
     model.graph.nodes[0].attrs.update(attributes)
     model.graph.outputs[0].shape = None
     stream = Stream("s", model, feeds((2, 3, 8, 8), 1))

@@ -141,7 +141,9 @@ LOOP = """(float[B, 14] p, float[B, 14] q, int64 n) => (float[B, 14] y, float[B,
 def test_a_loop_locks_the_weights_its_body_reads(graph):
     """The operator behind the loop reads the weight too, and must not cut it."""
     analysis = analyse(graph(LOOP))
-    assert {d.size: d.locked for d in analysis.dimensions} == {size: "no axis rule for Loop node 'Loop_0'" for size in (14, 16)}
+    assert {d.size: d.locked for d in analysis.dimensions} == {
+        size: "no axis rule for Loop node 'Loop_0'" for size in (14, 16)
+    }
     assert len(analysis.typing.uses["w"]) == 3
 
 

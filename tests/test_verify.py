@@ -11,6 +11,7 @@ from graphclone.analysis import analyse
 from graphclone.errors import InputError
 from graphclone.model import Model, load
 from graphclone.plan import Plan
+from graphclone.precision import raised
 from graphclone.surgery import apply
 from graphclone.surgery.stores import STORES
 from graphclone.verify import bench as bench_module
@@ -19,7 +20,6 @@ from graphclone.verify.bench import Bench
 from graphclone.verify.inputs import candidates
 from graphclone.verify.running import difference, first_run
 from graphclone.verify.structure import problem_of
-from graphclone.precision import raised
 from graphclone.verify.weights import perturbed
 from graphclone.weights import Weight
 

@@ -26,7 +26,7 @@ class Axis:
     broadcasting it against a real axis makes no equation, since it may as well have size one).
     """
 
-    __slots__ = ("size", "kind", "parts", "lock", "link", "opaque", "fill")
+    __slots__ = ("fill", "kind", "link", "lock", "opaque", "parts", "size")
 
     def __init__(self, size: Size, kind: str = ATOM, parts: tuple["Axis", ...] = (), lock: str | None = None):
         self.size = size

@@ -60,7 +60,9 @@ class Binding:
 
     def outputs(self) -> list[Axes | None]:
         """Return the axes of each output that the signature has; None where it says nothing of them."""
-        return [self._output(patterns) for patterns, _ in zip(self.signature.outputs, self.op.node.outputs, strict=False)]
+        return [
+            self._output(patterns) for patterns, _ in zip(self.signature.outputs, self.op.node.outputs, strict=False)
+        ]
 
     def site(self, store: Store) -> Site:
         """Return the place where the node stores sizes of axes, as a store of its rule says."""

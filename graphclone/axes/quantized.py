@@ -168,7 +168,7 @@ def _is_byte(op: Op, slot: int) -> bool:
 def packed_quantized_attention(op: Op) -> Typing | None:
     """com.microsoft.QAttention: the projection inside, quantized; its scale per tensor or per output."""
     heads = int(op.attribute("num_heads"))
-    if op.has(8) and op.axes[8] is not None or op.wants(1):
+    if (op.has(8) and op.axes[8] is not None) or op.wants(1):
         return None
     width = op.sizes(1)[1][0] // 3
     packed = "((h d) + (h d) + (h d))"

@@ -104,7 +104,9 @@ def scale_matching(op: Op) -> str:
     weights = (lead + tail)[rank - op.rank(1) :] if op.has(1) and op.axes[1] is not None else tail
     over = " ".join("~" + name for name in tail)
     marked = " ".join(name + "?" for name in weights)
-    return f"{' '.join(lead)} {over}, {marked}, {marked} -> {' '.join(lead + tail)}, {' '.join(lead + ['1'] * len(tail))}"
+    return (
+        f"{' '.join(lead)} {over}, {marked}, {marked} -> {' '.join(lead + tail)}, {' '.join(lead + ['1'] * len(tail))}"
+    )
 
 
 def channels(op: Op) -> str:

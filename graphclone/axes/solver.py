@@ -60,7 +60,9 @@ class _Sweep:
         self.positions = Positions(self.result, self.equations)
         self.arithmetic: set[str] = set()  # tensors that are shape arithmetic
         self.misfits: list[Regrouping] = []
-        self.lost: dict[str, str] = {}  # tensors whose axes are unknown -> the node without a rule that they descend from
+        self.lost: dict[
+            str, str
+        ] = {}  # tensors whose axes are unknown -> the node without a rule that they descend from
         self.opsets = {item.domain: item.version for item in model.graph.import_domains}
 
     def run(self) -> AxisTyping:
@@ -217,7 +219,9 @@ class _Sweep:
             reads = [(reader, slot, tensor) for reader in scope.nodes for slot, tensor in enumerate(reader.inputs)]
             for reader, slot, tensor in (*reads, *((None, 0, tensor) for tensor in scope.outputs)):
                 is_constant = isinstance(tensor, gs.Constant)
-                yield self.initializers.axes(tensor, reader, slot) if is_constant else self.result.types.get(tensor.name)
+                yield (
+                    self.initializers.axes(tensor, reader, slot) if is_constant else self.result.types.get(tensor.name)
+                )
 
     def _note_misfit(self, op: Op) -> None:
         """Note how many entries a Reshape reads and what its target lists."""

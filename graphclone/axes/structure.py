@@ -142,7 +142,7 @@ def _fix_until_equal(ins, outs, i: int, j: int, fixed: set) -> tuple[int, int]:
     left, right = ins[i], outs[j]
     fixed |= {("in", i), ("out", j)}
     while left != right:
-        if left[0] < right[0] and i > 0 or j == 0:
+        if (left[0] < right[0] and i > 0) or j == 0:
             i -= 1
             if i < 0:
                 break

@@ -83,7 +83,9 @@ class Symbols:
             for symbol in self._fed:
                 if self._known[symbol] not in target:
                     continue
-                others = [other for other in self._fed if other != symbol and self._places[other] & self._places[symbol]]
+                others = [
+                    other for other in self._fed if other != symbol and self._places[other] & self._places[symbol]
+                ]
                 fitting = [other for other in others if _fits(read, target, self._known[symbol], self._known[other])]
                 if len(fitting) == 1:
                     return {symbol: fitting[0]}

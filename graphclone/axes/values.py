@@ -15,7 +15,7 @@ MAX_ELEMENTS = 4096
 def evaluate(op: Op, output: int = 0) -> Values | None:
     """Return what an output of the node holds in each probe; None where that depends on data or is large."""
     function = FUNCTIONS.get(op.type) if not op.domain else None
-    if function is None or output and op.type != "Split":
+    if function is None or (output and op.type != "Split"):
         return None
     if op.type == "Split":
         function = partial(_split, output=output)

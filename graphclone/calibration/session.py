@@ -96,7 +96,9 @@ def open_session(
         options.intra_op_num_threads = threads
     options.add_external_initializers(list(arrays), list(arrays.values()))
     try:
-        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, [(PROVIDERS[device], SETTINGS[device])])
+        session = onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, [(PROVIDERS[device], SETTINGS[device])]
+        )
     except (*RUNTIME_ERRORS, ValueError) as error:
         raise InputError(f"onnxruntime cannot run {describe(model)}: {first_line(error)}") from error
     session.graphclone_weights = arrays  # onnxruntime reads these arrays in place, so they live as long as it does

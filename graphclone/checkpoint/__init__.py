@@ -94,9 +94,7 @@ def write_checkpoint(
         )
     config = _config(checkpoint, analysis, cut, matches)
     try:
-        child, nodes = carry_out_traced(
-            cut, model, analysis, plan, native_constants=True, stored_tables=config.stored
-        )
+        child, nodes = carry_out_traced(cut, model, analysis, plan, native_constants=True, stored_tables=config.stored)
     except CutError as error:
         raise CutError(str(error).removesuffix(ESCAPE)) from None
     carrier = Carrier(analysis.typing, cut, nodes)

@@ -101,7 +101,9 @@ def _blocks(stack: Stack) -> list[dict]:
             "index": block.index,
             "entry": block.entry,
             "exit": block.exit,
-            "halves": [{"kind": half.kind, "entry": half.entry, "exit": half.exit} for half in block.parallel or block.halves],
+            "halves": [
+                {"kind": half.kind, "entry": half.entry, "exit": half.exit} for half in block.parallel or block.halves
+            ],
         }
         for block in stack.blocks
     ]

@@ -51,7 +51,9 @@ def _heads_of_queries(
     """
     known = {id(leaf) for axis in (*heads, *inner, *mix.contracted) for leaf in leaves(axis)} | carriers.fed
     projections = set().union(*(carriers.of(leaf) for axis in inner for leaf in leaves(axis)))
-    free = [part for axis in scores.outputs[0] or () for part in outer_parts(axis) if is_static(part) and not is_unit(part)]
+    free = [
+        part for axis in scores.outputs[0] or () for part in outer_parts(axis) if is_static(part) and not is_unit(part)
+    ]
     free = [axis for axis in free if not {id(leaf) for leaf in leaves(axis)} & known]
     return [axis for axis in free if all(carriers.of(leaf) & projections for leaf in leaves(axis))]
 

@@ -105,5 +105,7 @@ def to_tensor(stored: Stored) -> torch.Tensor:
         array = array.view(kind[0])
     array = array.T if stored.transposed else array
     tensor = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype)
-    tensor.numpy()[...] = array  # into torch's own memory, which begins at a multiple of 64 bytes: kernels read it faster
+    tensor.numpy()[...] = (
+        array  # into torch's own memory, which begins at a multiple of 64 bytes: kernels read it faster
+    )
     return tensor if kind is None else tensor.view(kind[1])

@@ -13,7 +13,6 @@ from graphclone.surgery.child import Child, Editor
 from graphclone.surgery.vectors import patched, rescaled
 from graphclone.weights import weight_of
 
-
 # lists of sizes -------------------------------------------------------------------------------------------------
 
 

@@ -63,7 +63,9 @@ def _can_stay_real(node: gs.Node) -> bool:
         if not tensor.outputs:
             return False  # a graph output
         for consumer in tensor.outputs:
-            if consumer.op in MOVING and all(source is tensor or isinstance(source, gs.Constant) for source in consumer.inputs):
+            if consumer.op in MOVING and all(
+                source is tensor or isinstance(source, gs.Constant) for source in consumer.inputs
+            ):
                 waiting.extend(consumer.outputs)
             elif consumer.op != "DequantizeLinear" or _scale_and_zero(consumer) != step:
                 return False

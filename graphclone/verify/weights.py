@@ -70,7 +70,9 @@ def zeroed(parent: Model, copy: Model, typing: AxisTyping, cut: Cut) -> Model:
             fresh = f"{name}_zeroed_{number}"
             while fresh in names:
                 fresh += "_"
-            constant = gs.Constant(fresh, Weight(_Zeroed(weight, picks, _zero_point(nodes[id(first.node)], first.slot))))
+            constant = gs.Constant(
+                fresh, Weight(_Zeroed(weight, picks, _zero_point(nodes[id(first.node)], first.slot)))
+            )
             for use, _ in members:
                 nodes[id(use.node)].inputs[use.slot] = constant
     return copy

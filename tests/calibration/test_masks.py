@@ -98,7 +98,10 @@ IGNORED = """(float[b, s, 6] x, bool[b, s] ignore) => (float[b, s, 6] y) <float[
         ("whole = Cast<to = 1>(ignore)  bias = Mul(whole, low)", False),
         ("f = Cast<to = 1>(ignore)  one = Constant<value = float {1}>()  d = Sub(one, f)  bias = Mul(d, low)", True),
         ("size = Shape(ignore)  fill = ConstantOfShape(size)  bias = Where(ignore, low, fill)", False),
-        ("n = Cast<to = 7>(ignore)  o = Constant<value = int64 {0}>()  e = Equal(n, o)  bias = Where(e, low, zero)", True),
+        (
+            "n = Cast<to = 7>(ignore)  o = Constant<value = int64 {0}>()  e = Equal(n, o)  bias = Where(e, low, zero)",
+            True,
+        ),
     ],
 )
 def test_which_value_of_a_mask_marks_padding(graph, bias, real):

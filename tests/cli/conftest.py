@@ -233,7 +233,12 @@ def start():
         command = [sys.executable, *(["-c", code] if code else ["-m", "graphclone"]), *map(str, arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_hear_signals
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            preexec_fn=_hear_signals,
         )
         processes.append(process)
         return process

@@ -48,7 +48,9 @@ def network(norm: str = "LayerNormalization", bias: bool = True, tied: bool = Fa
     body = "\n".join(lines)
     for name in sorted(weights, key=len, reverse=True):
         body = body.replace(name, name.replace(".", "_"))
-    text = f'<ir_version: 10, opset_import: ["" : 20]> net (int64[B, T] ids) => (float[B, T, {WORDS}] logits) {{ {body} }}'
+    text = (
+        f'<ir_version: 10, opset_import: ["" : 20]> net (int64[B, T] ids) => (float[B, T, {WORDS}] logits) {{ {body} }}'
+    )
     proto = onnx.parser.parse_model(text)
     names = {name.replace(".", "_"): name for name in weights}
     for node in proto.graph.node:

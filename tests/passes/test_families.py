@@ -85,7 +85,9 @@ def same_in_torch(child, feeds, outputs) -> bool:
     return all(np.abs(a.numpy() - b).max() < 1e-4 * max(1.0, np.abs(b).max()) for a, b in zip(got, wanted, strict=True))
 
 
-@pytest.mark.parametrize("fixture", ["keras_jax/decoder", "tf/vit", pytest.param("jax/nnx_llama", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "fixture", ["keras_jax/decoder", "tf/vit", pytest.param("jax/nnx_llama", marks=pytest.mark.long)]
+)
 def test_exports_of_other_frameworks(fixture, outputs, apart):
     parent = graphclone.load(FIXTURES / f"{fixture}.onnx")
     analysis = analyse(parent)

@@ -75,7 +75,9 @@ def test_it_comes_to_the_least_divergence(problem):
     batches, start = problem
     held = [False] * BATCHES
     rows = Rows(batches)
-    found = fit(Probabilities(rows, rows.x, rows.t, (INPUTS, WORDS), held, BATCHES * ROWS), gram(batches, held), start, True)
+    found = fit(
+        Probabilities(rows, rows.x, rows.t, (INPUTS, WORDS), held, BATCHES * ROWS), gram(batches, held), start, True
+    )
     least = divergence(best(batches, start), batches)[0]
     assert found.before == pytest.approx(divergence(start, batches)[0], rel=1e-5)
     assert found.after == pytest.approx(divergence(found.weights, batches)[0], rel=1e-4)
@@ -86,7 +88,9 @@ def test_without_an_intercept_the_last_row_stays(problem):
     batches, start = problem
     held = [number == 2 for number in range(BATCHES)]
     rows = Rows(batches)
-    found = fit(Probabilities(rows, rows.x, rows.t, (INPUTS, WORDS), held, BATCHES * ROWS), gram(batches, held), start, False)
+    found = fit(
+        Probabilities(rows, rows.x, rows.t, (INPUTS, WORDS), held, BATCHES * ROWS), gram(batches, held), start, False
+    )
     np.testing.assert_array_equal(found.weights[-1], start[-1].astype(np.float32))
     assert found.after < found.before
     assert found.after == pytest.approx(divergence(found.weights, [batches[2]])[0], rel=1e-4)

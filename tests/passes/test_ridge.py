@@ -37,7 +37,9 @@ def test_it_is_ridge_regression_drawn_to_the_weights_before(rows, ridge, interce
     assert np.allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("onto", [None, np.array([2, 0]), np.linalg.qr(np.random.default_rng(3).standard_normal((3, 2)))[0]])
+@pytest.mark.parametrize(
+    "onto", [None, np.array([2, 0]), np.linalg.qr(np.random.default_rng(3).standard_normal((3, 2)))[0]]
+)
 def test_targets_that_are_linear_in_what_was_measured_need_not_be_measured(onto):
     random = np.random.default_rng(2)
     x, t = random.standard_normal((200, 4)), random.standard_normal((200, 6))
@@ -71,7 +73,9 @@ def test_a_stronger_ridge_is_tried_before_the_slice():
     random = np.random.default_rng(0)
     x = random.standard_normal((60, 24))
     y = 0.5 * x[:, :2] + random.standard_normal((60, 2))
-    assert solve(moments_of(x, y, held=20), Targets.of(2), np.zeros((25, 2), np.float32), 1e-2, True).weights is not None
+    assert (
+        solve(moments_of(x, y, held=20), Targets.of(2), np.zeros((25, 2), np.float32), 1e-2, True).weights is not None
+    )
     assert solve(moments_of(x, y, held=20), Targets.of(2), np.zeros((25, 2), np.float32), 1e-5, True).weights is None
 
 

@@ -11,9 +11,13 @@ BLOCK = """
     h{n} = MatMul({x}, up{n})  t{n} = Relu(h{n})
     d{n} = com.microsoft.MatMulNBits <K = 64, N = 12, bits = 4, block_size = 16> (t{n}, down{n}, scale{n})
     {y} = Add({x}, d{n})"""
-PACKED = """(float[B, S, 12] x0) => (float[B, S, 12] x2)
+PACKED = (
+    """(float[B, S, 12] x0) => (float[B, S, 12] x2)
     <float[12, 64] up0, uint8[12, 4, 8] down0, float[12, 4] scale0, float[12, 64] up1, uint8[12, 4, 8] down1, float[12, 4] scale1>
-    {""" + "".join(BLOCK.format(n=n, x=f"x{n}", y=f"x{n + 1}") for n in (0, 1)) + "}"
+    {"""
+    + "".join(BLOCK.format(n=n, x=f"x{n}", y=f"x{n + 1}") for n in (0, 1))
+    + "}"
+)
 
 
 @pytest.mark.parametrize("target", ["hidden", "ffn", "heads", "kv_heads", "head_dim"])

@@ -165,7 +165,9 @@ def test_a_threshold_is_no_parameter_and_a_factor_is():
         node("Cast", ["whole"], ["steps"], to=F),
         node("Where", ["large", "scaled", "steps"], ["y"]),
     ]
-    constants = [number(np.float32(value), name) for name, value in (("logit_scale", 2), ("threshold_cast", 1), ("log_1", 3))]
+    constants = [
+        number(np.float32(value), name) for name, value in (("logit_scale", 2), ("threshold_cast", 1), ("log_1", 3))
+    ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(nodes, "g", [value("x", F, ["n", 4])], [value("y", F, ["n", 4])], constants)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], producer_name="pytorch", ir_version=9)

@@ -117,7 +117,10 @@ def _dequantized(node: gs.Node, inputs: list[np.ndarray | None]) -> np.ndarray:
     zero = inputs[2].astype(np.float32) if len(inputs) > 2 and inputs[2] is not None else np.zeros_like(scale)
     axis = int(node.attrs.get("axis", 1)) % max(values.ndim, 1)
     if scale.ndim == values.ndim and scale.ndim and node.attrs.get("block_size"):
-        scale, zero = (np.repeat(part, node.attrs["block_size"], axis).take(range(values.shape[axis]), axis) for part in (scale, zero))
+        scale, zero = (
+            np.repeat(part, node.attrs["block_size"], axis).take(range(values.shape[axis]), axis)
+            for part in (scale, zero)
+        )
     elif scale.size > 1:
         shape = [-1 if i == axis else 1 for i in range(values.ndim)]
         scale, zero = scale.reshape(shape), zero.reshape(shape)

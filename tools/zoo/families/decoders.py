@@ -372,7 +372,6 @@ PHI3 = grouped(
 )
 
 
-
 def _keep_whole(model) -> None:
     """Keep the parent's rotary embedding beside the one that is cut; it is no submodule."""
     rotary_embedding = model.model.rotary_emb

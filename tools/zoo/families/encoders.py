@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+
 from zoo.families.decoders import INPUTS, LOGITS, POSITIONS, QUERY_SCALE, VOCAB, make
 from zoo.family import BATCH, SEQUENCE, Family
 from zoo.layout import Layout, Stack, rotary
@@ -221,6 +222,7 @@ ELECTRA = Family(
     extra=PLAIN,
 )
 
+
 class FoldedProjection(nn.Linear):
     """A projection that keeps what it makes of relative positions, [heads * head_dim, positions]."""
 
@@ -240,9 +242,13 @@ def _fold_positions(model: nn.Module) -> None:
     encoder = model.deberta.encoder
     for layer in encoder.layer:
         attention = layer.attention.self
-        both = [FoldedProjection(each, encoder.get_rel_embedding()) for each in (attention.query_proj, attention.key_proj)]
+        both = [
+            FoldedProjection(each, encoder.get_rel_embedding()) for each in (attention.query_proj, attention.key_proj)
+        ]
         attention.query_proj, attention.key_proj = both
-        attention.disentangled_attention_bias = functools.partial(_from_tables, attention.disentangled_attention_bias, both)
+        attention.disentangled_attention_bias = functools.partial(
+            _from_tables, attention.disentangled_attention_bias, both
+        )
 
 
 def _from_tables(bias: Callable, projections: list[FoldedProjection], *given, **named) -> torch.Tensor:
