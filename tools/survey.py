@@ -9,7 +9,6 @@ Each row is a line of JSON in the cache, so that the survey goes on where it was
 the zoo by one exporter, or a checked-in export of another framework with that framework's own smaller models beside it.
 """
 
-import argparse
 import fnmatch
 import functools
 import json
@@ -23,6 +22,7 @@ import survey_page
 import survey_torch
 import torch
 import zoo
+from survey_rows import arguments, judged, write_page
 from zoo.export import BATCH_OF_ONE, FAILURES, MODULES, ROUTES
 from zoo.export import cache as exports
 from zoo.native import cut_model
@@ -35,12 +35,12 @@ from graphclone.dimensions import Dimension
 from graphclone.errors import CutError, GraphcloneError
 from graphclone.model import Model, load
 from graphclone.plan import Cut, Plan, match
+from graphclone.precision import raised
 from graphclone.surgery import apply
 from graphclone.verify import verify
 from graphclone.verify.rounding import unrounded
 from graphclone.verify.running import difference, run
 from graphclone.verify.structure import problem_of
-from graphclone.precision import raised
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -348,43 +348,22 @@ def _summary(worst: dict[str, float], kinds: dict[str, str], tolerance: float = 
     return {"native": of("width"), "blocks": of("block", "half")}
 
 
-# the cache -------------------------------------------------------------------------------------------------------
-
-
-def known(cache: Path) -> dict[str, dict]:
-    """Return the cached rows; of several of one name the last counts, and one without a date adds to what there is."""
-    found: dict[str, dict] = {}
-    for row in map(json.loads, cache.read_text().splitlines() if cache.exists() else []):
-        found[row["row"]] = row if "date" in row else found.get(row["row"], {}) | row
-    return {name: row for name, row in found.items() if "date" in row}
+# the survey ------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("patterns", nargs="*", metavar="PATTERN")
-    parser.add_argument("--cache", type=Path, default=exports() / "coverage.jsonl")
-    parser.add_argument("--again", action="store_true", help="judge rows that the cache holds once more")
-    parser.add_argument("--page", action="store_true", help="judge nothing, write the page")
+    parser = arguments(__doc__, exports() / "coverage.jsonl")
     parser.add_argument("--no-page", action="store_true", help="leave the page as it is")
     parser.add_argument("--merge", type=Path, metavar="FILE", help="judge nothing, add another cache's rows, write the page")
     given = parser.parse_args()
-    cache = given.cache
     torch.set_num_threads(1)
     if given.merge:
-        with cache.open("a") as file:
+        given.page = True
+        with given.cache.open("a") as file:
             file.write(given.merge.read_text())
-    done = known(cache)
-    for row in rows() if not (given.page or given.merge) else ():
-        asked = not given.patterns or any(fnmatch.fnmatch(row, pattern) for pattern in given.patterns)
-        if asked and (given.again or row not in done):
-            done[row] = judge(row)
-            with cache.open("a") as file:
-                file.write(json.dumps(done[row]) + "\n")
-            print(f"{row:28} {survey_page.verdict(done[row])}", flush=True)
-    if given.no_page:
-        return
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(survey_page.page([done[row] for row in rows() if row in done], len(rows())))
+    found = judged(rows(), given, judge, lambda row: f"{row['row']:28} {survey_page.verdict(row)}")
+    if not given.no_page:
+        write_page(PAGE, survey_page.page(found, len(rows())))
 
 
 if __name__ == "__main__":

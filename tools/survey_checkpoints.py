@@ -7,9 +7,6 @@ Each row is an architecture of the zoo by one exporter. The judge is a class of 
 against the cut graph in onnxruntime; what the config cannot express is refused, and the page says with what words.
 """
 
-import argparse
-import fnmatch
-import json
 import re
 import tempfile
 import time
@@ -20,6 +17,7 @@ import numpy as np
 import survey_page
 import torch
 import zoo
+from survey_rows import arguments, judged, write_page
 from transformers.utils import logging
 from zoo.export import cache as exports
 
@@ -315,27 +313,12 @@ def _line(row: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("patterns", nargs="*", metavar="PATTERN")
-    parser.add_argument("--cache", type=Path, default=exports() / "checkpoints.jsonl")
-    parser.add_argument("--again", action="store_true", help="judge rows that the cache holds once more")
-    parser.add_argument("--page", action="store_true", help="judge nothing, write the page")
-    given = parser.parse_args()
+    given = arguments(__doc__, exports() / "checkpoints.jsonl").parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     names = [f"{family}:{route}" for route in ROUTES for family in zoo.FAMILIES]
-    lines = given.cache.read_text().splitlines() if given.cache.exists() else []
-    done = {row["row"]: row for row in map(json.loads, lines)}
-    for name in names if not given.page else ():
-        asked = not given.patterns or any(fnmatch.fnmatch(name, pattern) for pattern in given.patterns)
-        if asked and (given.again or name not in done):
-            done[name] = judge(name)
-            with given.cache.open("a") as file:
-                file.write(json.dumps(done[name]) + "\n")
-            print(_line(done[name]), flush=True)
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page([done[name] for name in names if name in done]))
+    write_page(PAGE, page(judged(names, given, judge, _line)))
 
 
 if __name__ == "__main__":
