@@ -47,6 +47,7 @@ class Names:
         self.kinds = {line["target"]: line["kind"] for line in lines}
         self.kept = [line["target"] for line in lines if line["kind"] == "PARAMETER" or line["kept"]]
         self.torch = (model.graph.producer_name or "").startswith(("pytorch", "onnxruntime"))
+        self.users = program.users()
         self.heads = self._learn(program)
 
     def is_buffer(self, name: str) -> bool:
@@ -147,21 +148,20 @@ class Names:
     def _beside(self, op: Op, leaf: str | None, scope: str) -> str | None:
         """Return the name beside that of a layer's other tensor: `conv.weight` beside `conv.bias`; None without one.
 
-        Functions that a module calls with the tensors of a layer below it leave the scope of the module.
+        Functions that a module calls with the tensors of a layer below it leave the scope of the module. Quantizers
+        leave none, nor what torch's own graph says.
         """
         wanted = OTHER_LEAF.get(leaf)
         others = [each for slot, each in enumerate(op.inputs) if each and LEAVES.get((op.type, slot)) == wanted]
+        if not scope and op.type in ("Transpose", "MatMul"):
+            products = self.users.get(op.output, []) if op.type == "Transpose" else [op]
+            sums = [user for product in products for user in self.users.get(product.output, []) if user.type == "Add"]
+            others = [each for user in sums for each in user.inputs]
         for each in others if wanted else ():
             module, _, ending = self.own(each).rpartition(".")
             name = f"{module}.{leaf}"
-            if (
-                each.weight is None
-                or self.lost(each.name)
-                or ending != wanted
-                or (self.kinds and name not in self.kinds)
-            ):
-                continue
-            if module.startswith(f"{scope}."):
+            told = each.weight is not None and not self.lost(each.name) and ending == wanted
+            if told and (not self.kinds or name in self.kinds) and (not scope or module.startswith(f"{scope}.")):
                 return name
         return None
 

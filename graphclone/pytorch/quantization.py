@@ -39,10 +39,28 @@ Made = dict[tuple, Value]
 
 
 def _floats(made: Made, key: Sequence, compute: Callable[[], np.ndarray]) -> Value:
+    """Return the floats that integers, their scale and their zero point are, under the name they had as floats."""
     key = tuple(key)
     if key not in made:
-        made[key] = Value(key[0].name, weight=Weight.of(compute()))
+        scale = key[1] if len(key) > 1 else None
+        name = key[0].name if scale is None else original_name(key[0].name, scale.name)
+        made[key] = Value(name, weight=Weight.of(compute()))
     return made[key]
+
+
+def original_name(integers: str, scale: str) -> str:
+    """Return what quantizers called a tensor before they made integers and a scale of it.
+
+    Example:
+        >>> original_name("fc.weight_quantized", "fc.weight_scale"), original_name("fc.weight_Q4", "fc.weight_scales")
+        ('fc.weight', 'fc.weight')
+        >>> original_name("fc.bias_quantized", "fc.bias_quantized_scale"), original_name("w", "s")
+        ('fc.bias', 'w')
+    """
+    stem, _, ending = scale.rpartition("_")
+    if not ending.startswith("scale") or not integers.startswith(stem) or integers[len(stem) :][:1] not in ("", "_"):
+        return integers
+    return stem.removesuffix("_quantized").removesuffix("_DQ") or integers
 
 
 def _are_stored(*values: Value | None) -> bool:
@@ -139,12 +157,32 @@ def _fold_integer_matmul(op: Op, made: Made) -> Result:
     if not _are_stored(op[1], op[3] or op[1]):
         return None
     one = np.float32(1)
-    weight = _floats(made, (op[1], op[3]), lambda: dequantize(_load(op[1]), one, _load(op[3]), -1))
+    weight = _floats(made, (op[1], None, op[3]), lambda: dequantize(_load(op[1]), one, _load(op[3]), -1))
     op.inputs = [op[0], weight, op[2]]
     return None
 
 
+def _fold_scaled_product(op: Op, made: Made) -> Result:
+    """Integers times integers, as floats, times both scales: a matrix product of what both stand for."""
+    cast = op[0].op
+    product = cast[0].op if cast is not None and cast.type == "Cast" else None
+    scales = op[1].op
+    if product is None or product.type != "MatMulInteger" or product[2] is None or scales is None:
+        return None
+    scale = scales[1]
+    if scales.type != "Mul" or not _are_stored(scale) or product[1].weight is None or len(scale.weight.shape) > 1:
+        return None
+    integers, data = product[1], _load(product[1])
+    weight = _floats(made, (integers, scale), lambda: data * _load(scale).astype(np.float32))
+    given = new_value(product[0].name, (), None)
+    return [
+        new_op("DequantizeLinear", [product[0], scales[0], product[2]], given, product, domain=""),
+        new_op("MatMul", [given, weight], op.output, product, domain=""),
+    ]
+
+
 FOLDS = {
+    "Mul": _fold_scaled_product,
     "DequantizeLinear": _fold_dequantize,
     "QuantizeLinear": _fold_quantize,
     "MatMulNBits": _fold_blockwise_matmul,

@@ -189,6 +189,31 @@ def test_integers_are_convolved_as_floats():
     assert torch.equal(weight, torch.from_numpy(constants["w"]).float() - 7)
 
 
+def test_a_product_of_integers_times_both_scales_is_a_linear_layer():
+    nodes = [
+        ("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], {}),
+        ("MatMulInteger", ["q", "fc.weight_quantized", "z", "fc.weight_zero_point"], ["i"], {}),
+        ("Cast", ["i"], ["c"], {"to": TensorProto.FLOAT}),
+        ("Mul", ["s", "fc.weight_scale"], ["m"], {}),
+        ("Mul", ["c", "m"], ["y"], {}),
+    ]
+    integers, scale, zero = whole(np.int8, 4, 6, low=-9), f(6, low=0.1), whole(np.int8, 6)
+    constants = {"fc.weight_quantized": integers, "fc.weight_scale": scale, "fc.weight_zero_point": zero}
+    module = check(build(nodes, constants), f(3, 4))
+    assert list(module.state_dict()) == ["fc.weight"] and "F.linear(" in module.source
+    weight = (integers.astype(np.float32) - zero) * scale
+    assert np.allclose(module.fc.weight.detach(), weight)
+
+
+@pytest.mark.parametrize("route", ["int4", "qdq_channel", "dynamic8"])
+def test_a_quantized_export_has_the_frameworks_names(route):
+    module = to_torch(graphclone.load(zoo.export("bert", route)))
+    native = zoo.family("bert").build().state_dict()
+    assert {name: value.shape for name, value in module.state_dict().items()} == {
+        name: value.shape for name, value in native.items()
+    }
+
+
 def test_operators_on_integers_alone_are_refused():
     nodes = [("com.microsoft.QLinearSigmoid", ["x", "s", "z", "s", "z"], ["y"], {})]
     proto = build(nodes, {"s": np.float32(0.1), "z": np.uint8(0)}, kind=TensorProto.UINT8, result=TensorProto.UINT8)
