@@ -21,6 +21,7 @@ from graphclone.verify.inputs import candidates
 from graphclone.verify.running import difference, first_run
 from graphclone.verify.structure import problem_of
 from graphclone.verify.weights import perturbed
+from graphclone.verify.zeros import summed_beside_zero
 from graphclone.weights import Weight
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -259,3 +260,27 @@ def test_a_cut_that_changes_a_scale_is_found(graph, monkeypatch):
     report = verify(apply(parent, plan), parent=parent, plan=plan)
     assert "plan" in [check.name for check in report.failed]
     assert "slices" not in [check.name for check in report.failed]
+
+
+FEATURES = """(float[B, S, 12] x) => (float[B, S, 9] y) <float[12, 8] q, float[12, 8] k, float[12, 7] v, float[7, 9] o,
+    float one = {1}> {
+    a = MatMul(x, q)  b = MatMul(x, k)  c = MatMul(x, v)  QUERIES  KEYS  t = Transpose <perm = [0, 2, 1]> (n)
+    d = MatMul(t, c)  e = MatMul(m, d)  y = MatMul(e, o) }"""
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "judged"),
+    [
+        ("l = Elu(a) m = Add(l, one)", "r = Elu(b) n = Add(r, one)", False),
+        ("m = Exp(a)", "n = Sigmoid(b)", False),
+        ("m = Exp(a)", "n = Relu(b)", True),
+        ("m = Relu(a)", "n = Tanh(b)", True),
+    ],
+)
+def test_zero_does_not_judge_what_zeroed_weights_leave_in_a_sum(graph, queries, keys, judged):
+    model = graph(FEATURES.replace("QUERIES", queries).replace("KEYS", keys))
+    analysis = analyse(model)
+    summed = summed_beside_zero(analysis.typing)
+    assert [axis.size[0] for axis in summed] == ([] if judged else [8])
+    report = verify(model, analysis=analysis)
+    assert report.ok, str(report)

@@ -13,6 +13,7 @@ from graphclone.verify.inputs import Feeds
 from graphclone.verify.report import Check
 from graphclone.verify.running import TOLERANCE, difference, run
 from graphclone.verify.weights import zeroed
+from graphclone.verify.zeros import summed_beside_zero
 
 
 def permutation(bench: Bench, seed: int = 0) -> Check:
@@ -142,9 +143,11 @@ def _halves(bench: Bench, seed: int) -> dict[Axis, np.ndarray]:
 
 
 def _statistic_atoms(bench: Bench) -> set[int]:
-    """Return the ids of atoms that some operator takes statistics over, divides by the size of, or indexes with."""
+    """Return the ids of atoms that some operator takes statistics over, divides by the size of, or indexes with, and of
+    those over which numbers are summed that zeroed weights do not make zero."""
     typing = bench.analysis.typing
     found: list[Axis] = [axis for site in typing.sites if site.kind == "denominator" for axis in site.axes]
+    found += summed_beside_zero(typing)
     found += [axis for use in bench.indices for axis in use.axes]
     for node in typing.nodes:
         signature = parse(node.text) if node.text and node.constrains else None
