@@ -12,7 +12,7 @@ from graphclone.weights import weight_of
 
 CONTRACTING = {
     "MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "FusedMatMul", "FusedGemm", "MatMulInteger", "QLinearMatMul",
-    "FusedConv", "NhwcFusedConv", "MatMulNBits", "QGemm", "QLinearConv", "ConvInteger", "MatMulIntegerToFloat",
+    "FusedConv", "MatMulNBits", "QGemm", "QLinearConv", "ConvInteger", "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
 }  # fmt: skip
 BLOCKWISE = {"MatMulNBits"}

@@ -104,7 +104,8 @@ def gather_nd(op: Op) -> Typing | None:
     text = f"{' '.join(data)}, {' '.join(indices)} _ -> {' '.join(indices + rest)}"
     if depth == 1 and value is None:
         return Typing(text, indexes={1: addressed[0]}, moves=True)
-    if depth == 1 and value is not None and value[0].size == 1 and len(set(op.sizes(0)[batch])) == 1:
+    same = value is not None and np.array_equal(value[0], value[-1])
+    if depth == 1 and same and value[0].size == 1 and len(set(op.sizes(0)[batch])) == 1:
         start, size = int(value[0].reshape(-1)[0]) % op.sizes(0)[batch][0], op.sizes(0)[batch][0]
         inputs = " ".join(lead + ["(b + i + e)"] + rest)
         ones = " ".join(lead + ["1"] * (op.rank(1) - 1 - batch))

@@ -28,7 +28,7 @@ def quantize(op: Op) -> Typing | str | None:
     tensor = " ".join(names)
     if _is_single(op, 1):
         return f"{tensor}, ., . -> {tensor}"
-    axis = op.axis(op.rank(0), 1)
+    axis = min(op.axis(op.rank(0), 1), op.rank(0) - 1)  # a vector's scales lie along it, whatever the default says
     if op.rank(1) == 1:
         return f"{tensor}, {names[axis]}, {names[axis]} -> {tensor}"
     block = int(op.attribute("block_size", 0))

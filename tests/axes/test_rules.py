@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from graphclone.analysis import analyse
+from graphclone.axes.axis import is_static
 from graphclone.verify import verify
 
 ROWS = [
@@ -129,6 +130,7 @@ ROWS = [
     # numbers of few bits
     ("DequantizeLinear", "() => (float[5, 12] y) <int8[5, 12] w, float scale = {0.1}> { y = DequantizeLinear(w, scale) }", "a0 a1, ., . -> a0 a1"),
     ("DequantizeLinear per axis", "() => (float[5, 12] y) <int8[5, 12] w, float[12] scale, int8[12] zero> { y = DequantizeLinear <axis = 1> (w, scale, zero) }", "a0 a1, a1, a1 -> a0 a1"),
+    ("DequantizeLinear of a vector", "() => (float[12] y) <int8[12] w, float[12] scale, int8[12] zero> { y = DequantizeLinear <axis = 0> (w, scale, zero) }", "a0, a0, a0 -> a0"),
     ("DequantizeLinear in blocks", "() => (float[5, 12] y) <int8[5, 12] w, float[5, 3] scale> { y = DequantizeLinear <axis = 1, block_size = 4> (w, scale) }", "a0 (a1 z), a0 a1, a0 a1 -> a0 (a1 z)", 21),
     ("DequantizeLinear in blocks of which the last is short", "() => (float[5, 10] y) <int8[5, 10] w, float[5, 3] scale> { y = DequantizeLinear <axis = 1, block_size = 4> (w, scale) }", "a0 a1, a0 _, a0 _ -> a0 a1", 21),
     ("QuantizeLinear", "(float[B, 12] x) => (uint8[B, 12] y) <float scale = {0.1}, uint8 zero = {3}> { y = QuantizeLinear(x, scale, zero) }", "a0 a1, ., . -> a0 a1"),
@@ -179,6 +181,13 @@ def test_a_gather_of_everything_in_order_regroups(graph):
     assert analysis.typing.nodes[-1].text == "(a1 a0), . -> a1 a0 1"
     assert [(d.size, d.locked) for d in analysis.dimensions] == [(12, None)]
     assert verify(model, analysis=analysis).ok
+
+
+def test_half_a_batch_is_no_single_sample(graph):
+    """Its size is known in neither probe, and must not be taken for one that never changes."""
+    text = "(float[B, 12] x) => (float[C, 12] y, float[C, 12] z) { y, z = Split <axis = 0, num_outputs = 2> (x) }"
+    types = analyse(graph(text)).typing.types
+    assert not is_static(types["y"][0]) and not is_static(types["z"][0])
 
 
 def test_one_position_from_outside_picks_an_entry(graph):
