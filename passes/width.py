@@ -1,5 +1,6 @@
 """Width: which indices of hidden, FFN, heads and head dim stay."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ def _block_targets(base: str, wanted: Mapping[str, int], context: Context, targe
     """Set the targets of one block's dimensions; grouped queries are cut in whole groups."""
     named = {name: d for d in context.analysis.dimensions for name in d.names if name.startswith(base)}
     if "ffn" in wanted:
-        _set(targets, _required(named, f"{base}ffn"), wanted["ffn"], f"{base}ffn")
+        _ffn_targets(base, named, wanted["ffn"], context, targets)
     if "head_dim" in wanted:
         for name, dimension in named.items():
             if dimension.role in ("head_dim", "v_head_dim"):
@@ -114,6 +115,17 @@ def _block_targets(base: str, wanted: Mapping[str, int], context: Context, targe
         raise CutError(f"heads: '{base[:-1]}' has no attention heads in this graph; leave the target out")
     for prefix in prefixes:
         _attention_targets(f"{base}{prefix}", named, heads, groups, targets)
+
+
+def _ffn_targets(base: str, named: Mapping[str, Dimension], target: int, context: Context, targets: dict) -> None:
+    """Set the targets of a block's ffn, and of those beside it that are as wide: experts, the two of a Conformer."""
+    main, every = _required(named, f"{base}ffn"), re.sub(r"\d+\.$", "*.", base)
+    _set(targets, main, target, f"{base}ffn")
+    for name, other in named.items():
+        if other.role == "ffn" and other.size == main.size and other is not main and not other.locked:
+            _set(targets, other, target, name)
+            note = f"'{every}{name[len(base) :]}' ({other.size}) equals ffn and is cut with it"
+            context.notes.extend([] if note in context.notes else [note])
 
 
 def _attention_targets(base: str, named: Mapping[str, Dimension], heads, groups, targets: dict) -> None:
@@ -290,7 +302,7 @@ def _allocate_sum(axis: Axis, target: int) -> dict[int, int] | None:
         return None
 
     found = search(0, target, [])
-    return None if found is None else {id(leaf): count for leaf, count in zip(distinct, found)}
+    return None if found is None else {id(leaf): count for leaf, count in zip(distinct, found, strict=True)}
 
 
 def _multiplicity(axis: Axis, leaf: Axis) -> int:

@@ -75,6 +75,8 @@ def test_a_norm_at_the_end_of_each_block_belongs_to_it(graph: Graph, count: int)
     model = text.model(graph, x)
     assert kinds(model) == {"": [["ffn", "attention", "ffn", "ffn"]] * count}
     assert verify(apply(model, Plan(blocks={"": (0,)}))).ok
+    child = subclone(model, ffn=8, by="first", rescale="none")
+    assert sorted(d.size for d in analyse(child).dimensions if d.role == "ffn") == sorted([8, 8, 15] * count)
 
 
 QUERIES = "float[1, 5, 12] queries, int64[1] zero = {0}, int64[1] one = {1}, int64[2] rest = {1, 1}"
@@ -197,3 +199,24 @@ def test_a_norm_over_a_turned_stream_is_no_break(graph: Graph) -> None:
     model = text.model(graph, x, head, f"float[12] variance = {{{ones}}}")
     assert kinds(model) == {"": [["attention", "ffn"]] * 2}
     assert verify(apply(model, Plan(blocks={"": (1,)}))).ok
+
+
+def test_two_maps_for_each_head_of_values_are_no_queries_to_cut(graph: Graph) -> None:
+    """Differential attention subtracts the second map of each head from the first."""
+    text = Text()
+    x = text.linear("x", 12, 12)
+    for _ in range(2):
+        normed = text.norm(x)
+        q, k = (text.node("Reshape", text.linear(normed, 12, 30), "pairs") for _ in range(2))
+        v = text.node("Reshape", text.linear(normed, 12, 12), "apart")
+        scores = text.node("Einsum", q, k, attributes='<equation = "bihcd,bjhcd->bhcij"> ')
+        maps = text.node("Softmax", scores)
+        first, second = (text.node("Gather", maps, place, attributes="<axis = 2> ") for place in ("none", "other"))
+        mixed = text.node("Einsum", text.node("Sub", first, second), v, attributes='<equation = "bhij,bjhd->bihd"> ')
+        x = text.add(x, text.linear(text.node("Reshape", mixed, "together"), 12, 12))
+        x = text.add(x, text.ffn(x, 20))
+    constants = SHAPES + ", int64[5] pairs = {0, 0, 3, 2, 5}, int64 none = {0}, int64 other = {1}"
+    model = text.model(graph, text.norm(x), constants=constants)
+    sizes = {d.name[9:]: d.size for d in analyse(model).dimensions if d.name.startswith("blocks.0.")}
+    assert sizes == {"heads": 3, "head_dim": 5, "v_head_dim": 4, "ffn": 20}
+    assert verify(model).ok

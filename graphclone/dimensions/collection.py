@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from graphclone.axes.axis import Axis, find, is_static, is_unit, leaves
+from graphclone.axes.axis import Axis, find, is_static, leaves
 from graphclone.axes.typed import AxisTyping
 from graphclone.dimensions.carriers import Carriers
 from graphclone.dimensions.dimension import Dimension
-from graphclone.dimensions.widths import axis_key, lock_of
+from graphclone.dimensions.widths import axis_key, is_of_units, lock_of
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Collection:
     def add(self, role: str, axis: Axis, name: str, stack: str = "", block: int | None = None) -> None:
         """Give an axis a name in a role; a second one in the same role becomes an alias."""
         axis = find(axis)
-        if is_unit(axis) or not is_static(axis):
+        if is_of_units(axis) or not is_static(axis):
             return
         entry = self._found.setdefault((axis_key(axis), role), Found(role, axis, stack=stack))
         if name not in entry.names:

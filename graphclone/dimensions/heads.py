@@ -8,7 +8,7 @@ from graphclone.axes.notation import Pattern, parse
 from graphclone.axes.typed import TypedNode
 from graphclone.dimensions.carriers import Carriers
 from graphclone.dimensions.places import Contractions
-from graphclone.dimensions.widths import outer_parts, static_parts
+from graphclone.dimensions.widths import is_of_units, outer_parts, static_parts
 from graphclone.flow import ATTENTION_OPS
 
 Roles = list[tuple[str, Axis, str]]
@@ -117,7 +117,7 @@ def _head_roles(heads: list[Axis]) -> list[tuple[str, Axis]]:
     if len(heads) == 1 and find(heads[0]).kind == "atom":
         return [("heads", heads[0])]
     flat = [part for axis in heads for part in outer_parts(axis)]
-    flat = [part for part in flat if is_static(part) and not is_unit(part)]
+    flat = [part for part in flat if is_static(part) and not is_of_units(part)]
     if len(flat) == 1:
         return [("heads", flat[0])]
     return list(zip(("kv_heads", "queries_per_kv"), flat[:2], strict=False))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from graphclone.axes.axis import Axis, find, first_lock, is_static, is_unit
+from graphclone.axes.axis import Axis, find, first_lock, is_static, is_unit, leaves
 
 
 def lock_of(axis: Axis) -> str | None:
@@ -17,6 +17,11 @@ def lock_of(axis: Axis) -> str | None:
 def is_in_groups(axis: Axis) -> bool:
     """Tell whether an axis is cut in whole groups: a product with a factor that is locked and one that is not."""
     return find(axis).kind == "product" and lock_of(axis) is None and first_lock(axis) is not None
+
+
+def is_of_units(axis: Axis) -> bool:
+    """Tell whether an axis consists of entries that are picked one by one: there is nothing in it to cut."""
+    return all(is_unit(leaf) for leaf in leaves(axis))
 
 
 def static_parts(axes: Iterable[Axis]) -> list[Axis]:
