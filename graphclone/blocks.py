@@ -17,6 +17,7 @@ from graphclone.axes.contractions import CONTRACTING
 from graphclone.axes.typed import AxisTyping
 from graphclone.flow import ATTENTION_OPS, Flow, attention_nodes, is_fused_sum
 from graphclone.graphs import walk
+import itertools
 
 MOST_SINKS = 4
 
@@ -80,7 +81,7 @@ def find_stacks(graph: gs.Graph, typing: AxisTyping) -> tuple[Stack, ...]:
             found.append((root, tuple(states), blocks))
     found.sort(key=lambda item: flow.order.get(item[1][-1], -1))
     found = _merge_branches(found, _branches(graph))
-    return tuple(Stack(prefix, p, b) for prefix, (_, p, b) in zip(_prefixes(flow, found), found))
+    return tuple(Stack(prefix, p, b) for prefix, (_, p, b) in zip(_prefixes(flow, found), found, strict=True))
 
 
 def _branches(graph: gs.Graph) -> dict[str, tuple[int, int]]:
@@ -103,7 +104,7 @@ def _merge_branches(found: list, branches: dict[str, tuple[int, int]]) -> list:
         for i, (other, states, theirs) in enumerate(merged):
             there = branches.get(states[-1])
             if here and there and here[0] == there[0] and here[1] != there[1] and len(blocks) == len(theirs):
-                joined = tuple(replace(a, twins=(*a.twins, b)) for a, b in zip(theirs, blocks))
+                joined = tuple(replace(a, twins=(*a.twins, b)) for a, b in zip(theirs, blocks, strict=True))
                 merged[i] = (other, states, joined)
                 break
         else:
@@ -221,7 +222,7 @@ def _halves(flow: Flow, root: str, sink: str) -> list[Half]:
     points = [point for point in _points(flow, root, sink) if not flow.is_renamed(point)]
     below = flow.descendants(root)
     regions: list[tuple[str, str, str, tuple[int, ...]]] = []
-    for entry, exit in zip(points, points[1:]):
+    for entry, exit in itertools.pairwise(points):
         if flow.stream_type(entry) != flow.stream_type(exit):
             regions.append(("break", entry, exit, ()))
             continue
@@ -322,13 +323,15 @@ def _group(halves: list[Half]) -> tuple[Block, ...]:
     if first is None:
         groups = [[half] for half in halves]
     else:
-        period = next(p for p in range(1, len(kinds) + 1) if all(a == b for a, b in zip(kinds, kinds[p:])))
+        period = next(
+            p for p in range(1, len(kinds) + 1) if all(a == b for a, b in zip(kinds, kinds[p:], strict=False))
+        )
         if (len(kinds) % period == 0 and period < len(kinds)) or (kinds[0] == first and kinds.count(first) == 1):
             starts = range(0, len(kinds), period)
         else:
             starts = [i for i, kind in enumerate(kinds) if kind == first]
         starts = list(starts)
-        groups = [halves[a:b] for a, b in zip(starts, [*starts[1:], len(halves)])]
+        groups = [halves[a:b] for a, b in zip(starts, [*starts[1:], len(halves)], strict=True)]
     return tuple(Block(i, g[0].entry, g[-1].exit, tuple(g)) for i, g in enumerate(groups))
 
 

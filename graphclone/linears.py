@@ -177,7 +177,9 @@ def _linear(
 
 
 def _ends_with(axes: Sequence[Axis], tail: Sequence[Axis]) -> bool:
-    return len(axes) >= len(tail) and all(find(a) is b for a, b in zip(axes[len(axes) - len(tail) :], tail))
+    return len(axes) >= len(tail) and all(
+        find(a) is b for a, b in zip(axes[len(axes) - len(tail) :], tail, strict=True)
+    )
 
 
 def _bias(node: TypedNode, outer: Axes, by_input: Mapping[str, list[TypedNode]]) -> tuple[str, str | None]:

@@ -197,12 +197,12 @@ class Cut:
         parts = [self.picks(part) for part in axis.parts]
         if all(part is None for part in parts):
             return None
-        whole = [np.arange(find(p).size[0]) if k is None else k for p, k in zip(axis.parts, parts)]
+        whole = [np.arange(find(p).size[0]) if k is None else k for p, k in zip(axis.parts, parts, strict=True)]
         if axis.kind == "sum":
             offsets = np.cumsum([0] + [find(p).size[0] for p in axis.parts])
-            return np.concatenate([k + o for k, o in zip(whole, offsets)])
+            return np.concatenate([k + o for k, o in zip(whole, offsets, strict=False)])
         result = whole[0]
-        for part, kept in zip(axis.parts[1:], whole[1:]):
+        for part, kept in zip(axis.parts[1:], whole[1:], strict=True):
             result = (result[:, None] * find(part).size[0] + kept[None, :]).reshape(-1)
         return result
 
@@ -215,7 +215,7 @@ class Cut:
             kept = self.indices.get(id(axis))
             return axis.size if kept is None else (len(kept),) * len(axis.size)
         sizes = [self.size(part) for part in axis.parts]
-        columns = zip(*sizes)
+        columns = zip(*sizes, strict=True)
         return tuple(sum(c) if axis.kind == "sum" else int(np.prod(c)) for c in columns)
 
 
@@ -355,7 +355,7 @@ def _resolve_drop(plan: Plan, stacks: Sequence[Stack]) -> tuple[Half, ...]:
     for stack in stacks:
         for block in stack.blocks:
             named = [half_names(stack, same) for same in (block, *block.twins)]
-            halves.update((column[0][0], tuple(half for _, half in column)) for column in zip(*named))
+            halves.update((column[0][0], tuple(half for _, half in column)) for column in zip(*named, strict=False))
     for name in plan.drop:
         if name not in halves:
             close = difflib.get_close_matches(name, halves, 1)
@@ -406,7 +406,7 @@ def project(axis: Axis, kept: np.ndarray, dimension: Dimension, name: str) -> li
         outer = np.ravel_multi_index(np.meshgrid(*parts, indexing="ij"), sizes).reshape(-1)
         if not np.array_equal(outer, kept):
             raise CutError(f"'{name}' must keep the same entries of every group of {sizes}, in the groups' order")
-        for part, picks in zip(axis.parts, parts):
+        for part, picks in zip(axis.parts, parts, strict=True):
             found += project(part, picks, dimension, name)
     merged: dict[int, tuple[Axis, np.ndarray]] = {}
     for leaf, picks in found:

@@ -271,7 +271,7 @@ class _Proof:
 
     def _check_outputs(self) -> None:
         for node in self.nodes:
-            for tensor, axes in zip(node.op.node.outputs, node.outputs):
+            for tensor, axes in zip(node.op.node.outputs, node.outputs, strict=False):
                 if axes and self._carries(axes) and tensor.name in self.analysis.outputs:
                     raise CutError(
                         f"cannot rotate the width {self.axis.size[0]}: output '{tensor.name}' of {node.op.where} would change its basis"

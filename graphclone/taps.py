@@ -186,7 +186,7 @@ class _Finder:
         """Return the first activation that carries the atoms, a softmax's output if there is one."""
         carriers = []
         for node in self.nodes:
-            for tensor, axes in zip(node.op.node.outputs, node.outputs):
+            for tensor, axes in zip(node.op.node.outputs, node.outputs, strict=False):
                 for i, axis in enumerate(axes or ()):
                     if is_static(axis) and atoms & {id(leaf) for leaf in leaves(axis)} and node.op.type not in INTEGER:
                         carriers.append((node.op.type != "Softmax", Reading(Tap(tensor.name, i), axis)))
@@ -224,7 +224,7 @@ def positions_of(axis: Axis, leaf: Axis) -> np.ndarray:
     result = np.full(size, -1)
     sizes = [len(part) for part in parts]
     coordinates = np.unravel_index(np.arange(size), sizes)
-    for part, column in zip(parts, coordinates):
+    for part, column in zip(parts, coordinates, strict=True):
         here = part[column]
         result = np.where(here >= 0, here, result)
     return result

@@ -162,18 +162,18 @@ class _Unroller:
                     self._fresh(f"{loop.node.name}.true"), Weight.of(np.array(True))
                 )
             entering = [*states, *(self._row(stack, i) for stack in loop.scanned)]
-            known |= {id(entry): tensor for entry, tensor in zip(loop.entries, entering)}
+            known |= {id(entry): tensor for entry, tensor in zip(loop.entries, entering, strict=True)}
             self._iterate(i, known)
             results = [known.get(id(tensor), tensor) for tensor in loop.results]
             states = results[: len(states)]
-            for rows, tensor in zip(stacked, results[len(states) :]):
+            for rows, tensor in zip(stacked, results[len(states) :], strict=True):
                 rows.append(tensor)
         outputs = list(loop.node.outputs)
         loop.node.inputs.clear()
         loop.node.outputs.clear()
-        for number, (output, state) in enumerate(zip(outputs, states)):
+        for number, (output, state) in enumerate(zip(outputs, states, strict=False)):
             self._hand_over(output, state, number)
-        for number, (output, rows) in enumerate(zip(outputs[len(states) :], stacked)):
+        for number, (output, rows) in enumerate(zip(outputs[len(states) :], stacked, strict=False)):
             if self._is_read(output):
                 self._stack(output, rows, number)
         return self.nodes
@@ -187,7 +187,7 @@ class _Unroller:
                 known[id(node.outputs[0])] = self._row(inputs[0], int(weight_of(inputs[1]).load()))
             else:
                 outputs = [self._copy(tensor, i) for tensor in node.outputs]
-                known |= {id(old): new for old, new in zip(node.outputs, outputs) if not old.is_empty()}
+                known |= {id(old): new for old, new in zip(node.outputs, outputs, strict=True) if not old.is_empty()}
                 attributes = dict(node.attrs)
                 mark = Mark(self.loop, "body", number, i)
                 self._add(node.op, f"{node.name}.{i}", attributes, inputs, outputs, node.domain, mark)

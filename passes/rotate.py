@@ -209,7 +209,7 @@ def _new_vectors(
     size, kept = basis.shape
     found = {name: np.ones((*vectors[name].shape[:-1], kept)) for name in proof.layer_scales}
     gains: dict[str, list[float]] = defaultdict(list)
-    for norm, moment in zip(norms, second):
+    for norm, moment in zip(norms, second, strict=True):
         if norm.gain:
             gains[norm.gain].append(float(np.sqrt(np.trace(basis.T @ moment @ basis) / kept)))
         if norm.shift:

@@ -163,7 +163,7 @@ class _Bench:
         on = {id(half) for i in kept for half in units[i].halves}
         gates = tuple(id(half) in on for half in self.halves)
         if gates not in self.known:
-            pairs = list(zip(self.wanted, self._outputs(gates)))
+            pairs = list(zip(self.wanted, self._outputs(gates), strict=True))
             if self.is_logits:
                 total = sum(float((np.exp(p) * (p - q)).sum()) for p, q in pairs)
                 self.known[gates] = total / sum(p[..., 0].size for p, _ in pairs)

@@ -55,7 +55,7 @@ def run(model: Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     data = model.to_proto().SerializeToString()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     given = {tensor.name: feeds[f"input:{tensor.name}"] for tensor in session.get_inputs()}
-    return dict(zip((tensor.name for tensor in session.get_outputs()), session.run(None, given)))
+    return dict(zip((tensor.name for tensor in session.get_outputs()), session.run(None, given), strict=True))
 
 
 def distance(model: Model, fixture: str, prefix: str) -> float:

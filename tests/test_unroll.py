@@ -59,7 +59,7 @@ def test_unrolled_computes_the_same(text: str) -> None:
     proto = parser.parse_model(text)
     model = Model.from_proto(proto)
     assert not {node.op for node in model.graph.nodes} & {"Loop", "Scan"}
-    for before, after in zip(outputs(proto), outputs(model.to_proto())):
+    for before, after in zip(outputs(proto), outputs(model.to_proto()), strict=True):
         np.testing.assert_array_equal(before, after)
 
 
@@ -74,7 +74,7 @@ def test_a_loop_that_never_runs_stays() -> None:
     proto = parser.parse_model(NONE)
     model = Model.from_proto(proto)
     assert [node.op for node in model.graph.nodes] == ["Loop"]
-    for before, after in zip(outputs(proto), outputs(model.to_proto())):
+    for before, after in zip(outputs(proto), outputs(model.to_proto()), strict=True):
         np.testing.assert_array_equal(before, after)
 
 

@@ -28,7 +28,7 @@ def attention(op: Op) -> Typing | None:
     past = op.has(4) and op.axes[4] is not None
     span = "t" if past else "k"
     if past:
-        sizes["t"] = tuple(a + b for a, b in zip(op.sizes(4)[2], op.sizes(1)[2 if op.rank(1) == 4 else 1]))
+        sizes["t"] = tuple(a + b for a, b in zip(op.sizes(4)[2], op.sizes(1)[2 if op.rank(1) == 4 else 1], strict=True))
     shape = ["b?", f"{query}?", "q?", "_" if past else "k?"]
     mask = " ".join(shape[4 - op.rank(3) :]) if op.has(3) and op.axes[3] is not None else "."
     parts = "b g p d, b g p v" if past else "., ."

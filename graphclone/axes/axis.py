@@ -84,22 +84,22 @@ def total(parts: Sequence[Axis]) -> Axis:
         return kept[0]
     if not kept:
         return parts[0]
-    return Axis(tuple(map(sum, zip(*(part.size for part in kept)))), SUM, tuple(kept))
+    return Axis(tuple(map(sum, zip(*(part.size for part in kept), strict=True))), SUM, tuple(kept))
 
 
 def multiply(sizes) -> Size:
     """Return the entrywise product of sizes."""
     result = None
     for size in sizes:
-        result = size if result is None else tuple(a * b for a, b in zip(result, size))
+        result = size if result is None else tuple(a * b for a, b in zip(result, size, strict=True))
     return result if result is not None else (1, 1)
 
 
 def divide(size: Size, by: Size) -> Size | None:
     """Return size / by entry by entry, or None where it does not divide."""
-    if any(b == 0 or a % b for a, b in zip(size, by)):
+    if any(b == 0 or a % b for a, b in zip(size, by, strict=True)):
         return None
-    return tuple(a // b for a, b in zip(size, by))
+    return tuple(a // b for a, b in zip(size, by, strict=True))
 
 
 def leaves(axis: Axis) -> Iterator[Axis]:
@@ -265,7 +265,7 @@ class Equations:
 
     def _match_terms(self, ours: list[tuple[Axis, ...]], theirs: list[tuple[Axis, ...]]) -> bool:
         version = self._version
-        for mine, yours in zip(ours, theirs):
+        for mine, yours in zip(ours, theirs, strict=False):
             my_size, your_size = multiply(f.size for f in mine), multiply(f.size for f in yours)
             if my_size == your_size:
                 if not self._match_factors(mine, yours):
@@ -284,7 +284,7 @@ class Equations:
         head = divide(size, multiply(f.size for f in rest)) if rest else size
         if head is None or first.kind != ATOM or not is_static(first) or not 0 < head[0] < first.size[0]:
             return False
-        tail = tuple(a - b for a, b in zip(first.size, head))
+        tail = tuple(a - b for a, b in zip(first.size, head, strict=True))
         self.equate(first, total((Axis(head), Axis(tail))))
         return True
 

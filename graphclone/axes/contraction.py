@@ -56,7 +56,11 @@ def convolution(op: Op) -> Typing:
     if _is_pointwise(op, kernel):
         spatial, sizes, fixed = " ".join(outs), {}, ()
     else:
-        spatial, sizes, fixed = window, dict(zip(outs, pooled_sizes(op, op.sizes(0)[2:], kernel))), tuple(outs)
+        spatial, sizes, fixed = (
+            window,
+            dict(zip(outs, pooled_sizes(op, op.sizes(0)[2:], kernel), strict=False)),
+            tuple(outs),
+        )
     if groups == 1:
         output = f"b m {' '.join(outs)}"
         return Typing(f"b c {spatial}, m c {window}, m{_added(op, output)} -> {output}", sizes, fixed=fixed)
@@ -82,7 +86,7 @@ def transposed_convolution(op: Op) -> Typing | None:
         return None
     groups = int(op.attribute("group", 1))
     outs = letters(op.rank(0) - 2, "o")
-    sizes = dict(zip(outs, _spread_sizes(op)))
+    sizes = dict(zip(outs, _spread_sizes(op), strict=False))
     fixed, spatial = " ".join("_" for _ in outs), " ".join(outs)
     if groups == 1:
         return Typing(f"b c {fixed}, c m {fixed}, m -> b m {spatial}", sizes, fixed=tuple(outs))

@@ -92,7 +92,7 @@ def _matches(value, size: Size) -> tuple[float, int] | None:
     for less in (0, 1):
         for power in POWERS:
             wanted = [float(entry - less) ** power if entry > less else np.nan for entry in size]
-            if all(abs(float(v.reshape(-1)[0]) - w) <= TOLERANCE * abs(w) for v, w in zip(value, wanted)):
+            if all(abs(float(v.reshape(-1)[0]) - w) <= TOLERANCE * abs(w) for v, w in zip(value, wanted, strict=True)):
                 return power, less
     return None
 

@@ -22,7 +22,8 @@ def range_(op: Op) -> Typing | None:
     if any(value is None for value in values):
         return None
     sizes = tuple(
-        max(0, int(np.ceil((limit.item() - start.item()) / delta.item()))) for start, limit, delta in zip(*values)
+        max(0, int(np.ceil((limit.item() - start.item()) / delta.item())))
+        for start, limit, delta in zip(*values, strict=True)
     )
     return Typing("., ., . -> n", {"n": sizes}, (Store("", "n", "select"),))
 
@@ -41,7 +42,11 @@ def random_of_shape(op: Op) -> Typing:
     """Noise of the shape an attribute lists."""
     listed = [int(entry) for entry in op.attribute("shape")]
     names = letters(len(listed), "n")
-    return Typing(f"-> {' '.join(names)}", {n: (s,) for n, s in zip(names, listed)}, (Store("shape", " ".join(names)),))
+    return Typing(
+        f"-> {' '.join(names)}",
+        {n: (s,) for n, s in zip(names, listed, strict=True)},
+        (Store("shape", " ".join(names)),),
+    )
 
 
 rule("ConstantOfShape", constant_of_shape)

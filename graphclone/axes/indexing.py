@@ -107,7 +107,7 @@ def gather_nd(op: Op) -> Typing | None:
     same = value is not None and np.array_equal(value[0], value[-1])
     if depth == 1 and same and value[0].size == 1 and len(set(op.sizes(0)[batch])) == 1:
         start, size = int(value[0].reshape(-1)[0]) % op.sizes(0)[batch][0], op.sizes(0)[batch][0]
-        inputs = " ".join(lead + ["(b + i + e)"] + rest)
+        inputs = " ".join([*lead, "(b + i + e)", *rest])
         ones = " ".join(lead + ["1"] * (op.rank(1) - 1 - batch))
         sizes = {"b": (start,), "i": (1,), "e": (size - start - 1,)}
         stores = (Store(1, "b i", "range", "(b + i + e)"),)
@@ -149,7 +149,7 @@ def one_hot(op: Op) -> Typing | None:
     rank = op.rank(0) + 1
     axis = op.axis(rank, -1)
     names = letters(op.rank(0))
-    outputs = names[:axis] + ["h"] + names[axis:]
+    outputs = [*names[:axis], "h", *names[axis:]]
     text = f"{' '.join(names)}, ., . -> {' '.join(outputs)}"
     return Typing(text, {"h": size}, (Store(1, "h"),), indexes={0: "h"})
 

@@ -55,7 +55,9 @@ def pool(op: Op) -> Typing:
     outs = letters(rank, "o")
     outputs = f"b c {' '.join(outs)}"
     fixed = (*outs, "c") if op.wants(1) else tuple(outs)
-    return Typing(f"b c {' '.join('_' for _ in outs)} -> {outputs}, {outputs}", dict(zip(outs, sizes)), fixed=fixed)
+    return Typing(
+        f"b c {' '.join('_' for _ in outs)} -> {outputs}, {outputs}", dict(zip(outs, sizes, strict=False)), fixed=fixed
+    )
 
 
 def pooled_sizes(op: Op, sizes: list, kernel: list[int]) -> list:

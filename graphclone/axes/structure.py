@@ -188,14 +188,14 @@ def split(op: Op) -> Typing | None:
     inputs = " ".join(f"({' + '.join(parts)})" if i == axis else name for i, name in enumerate(names))
     outputs = [" ".join(part if i == axis else name for i, name in enumerate(names)) for part in parts]
     stores = (Store("split" if "split" in op.node.attrs or op.opset < 13 else 1, " ".join(parts), "split"),)
-    return Typing(f"{inputs}, . -> {', '.join(outputs)}", {p: (n,) for p, n in zip(parts, listed)}, stores)
+    return Typing(f"{inputs}, . -> {', '.join(outputs)}", {p: (n,) for p, n in zip(parts, listed, strict=True)}, stores)
 
 
 def _split_fixed(op: Op, axis: int, sizes: list[Size]) -> Typing:
     names, parts = letters(op.rank(0)), letters(op.output_count, "p")
     inputs = " ".join("_" if i == axis else name for i, name in enumerate(names))
     outputs = [" ".join(part if i == axis else name for i, name in enumerate(names)) for part in parts]
-    return Typing(f"{inputs}, . -> {', '.join(outputs)}", dict(zip(parts, sizes)), fixed=tuple(parts))
+    return Typing(f"{inputs}, . -> {', '.join(outputs)}", dict(zip(parts, sizes, strict=True)), fixed=tuple(parts))
 
 
 def slice_(op: Op) -> Typing | None:
@@ -210,7 +210,7 @@ def slice_(op: Op) -> Typing | None:
     steps = steps or [1] * len(axes)
     inputs, outputs, sizes, fixed = letters(rank), letters(rank), {}, []
     begins, stops, whole = [], [], []
-    for n, (axis, step) in enumerate(zip(axes, steps)):
+    for n, (axis, step) in enumerate(zip(axes, steps, strict=False)):
         size = op.sizes(0)[axis]
         spans = [_span(starts[p][n], ends[p][n], step, size[p]) for p in range(len(size))]
         counts = tuple(len(span) for span in spans)
@@ -348,12 +348,12 @@ def resize(op: Op) -> Typing | None:
     if value is None or np.size(value[0]) != rank or not _is_plain_resize(op):
         return None
     columns = [
-        [int(v) if slot == 3 else int(np.floor(size[p] * v)) for v, size in zip(entry, op.sizes(0))]
+        [int(v) if slot == 3 else int(np.floor(size[p] * v)) for v, size in zip(entry, op.sizes(0), strict=True)]
         for p, entry in enumerate(value)
     ]
     outs = [tuple(column[i] for column in columns) for i in range(rank)]
     inputs, outputs, sizes = letters(rank), letters(rank), {}
-    for i, (old, new) in enumerate(zip(op.sizes(0), outs)):
+    for i, (old, new) in enumerate(zip(op.sizes(0), outs, strict=True)):
         if old != new or (slot != 3 and any(entry[i] != 1 for entry in value)):
             inputs[i], outputs[i], sizes[f"o{i}"] = "_", f"o{i}", new
     stores = (Store(3, " ".join(outputs)),) if slot == 3 else ()

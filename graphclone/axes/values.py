@@ -73,7 +73,7 @@ def _slice(op: Op, x, starts=None, ends=None, axes=None, steps=None):
     axes = op.attribute("axes", range(len(starts))) if axes is None else np.atleast_1d(axes)
     steps = [1] * len(starts) if steps is None else np.atleast_1d(steps)
     index: list = [slice(None)] * x.ndim
-    for axis, start, end, step in zip(axes, starts, ends, steps):
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         limit = int(end)
         index[int(axis)] = slice(int(start), None if step < 0 and limit < -x.shape[int(axis)] else limit, int(step))
     return x[tuple(index)]

@@ -33,7 +33,7 @@ class Rows(Joint):
         super().__init__([])
         self.x, self.t = self.given("x", np.float32, [None, INPUTS]), self.given("t", np.float32, [None, WORDS])
         self.fed = [{"x": x.astype(np.float32), "t": t.astype(np.float32)} for x, t in batches]
-        for batch, real in zip(self.fed, mask or ()):
+        for batch, real in zip(self.fed, mask or (), strict=False):
             batch["mask/real"] = real[:, None]
 
     def batches(self):
@@ -48,7 +48,9 @@ class Rows(Joint):
 
 
 def gram(batches, held):
-    rows = np.vstack([np.hstack([x, np.ones((len(x), 1))]) for (x, _), mine in zip(batches, held) if not mine])
+    rows = np.vstack(
+        [np.hstack([x, np.ones((len(x), 1))]) for (x, _), mine in zip(batches, held, strict=True) if not mine]
+    )
     return rows.T @ rows
 
 
@@ -110,11 +112,13 @@ def test_where_the_rows_held_out_say_no_the_weights_stay(problem):
 def test_padding_does_not_count(problem):
     batches, start = problem
     real = [np.arange(ROWS) % 3 != 0 for _ in batches]
-    spoilt = [(np.where(r[:, None], x, 50.0), np.where(r[:, None], t, -9.0)) for (x, t), r in zip(batches, real)]
+    spoilt = [
+        (np.where(r[:, None], x, 50.0), np.where(r[:, None], t, -9.0)) for (x, t), r in zip(batches, real, strict=True)
+    ]
     rows = Rows(spoilt, real)
     with_ = Probabilities(rows, rows.x, rows.t, (INPUTS, WORDS), [False] * BATCHES, BATCHES * ROWS, "real")
     apart, slope = with_.divergence(start, held=False)
-    wanted, steep = divergence(start, [(x[r], t[r]) for (x, t), r in zip(batches, real)])
+    wanted, steep = divergence(start, [(x[r], t[r]) for (x, t), r in zip(batches, real, strict=True)])
     assert apart == pytest.approx(wanted, rel=1e-5)
     np.testing.assert_allclose(slope, -steep, rtol=1e-3, atol=1e-5)
 
