@@ -79,6 +79,7 @@ def _clipped(op: Op, names: list[str], origin: dict[str, str]) -> tuple[str, flo
     if op.type == "Clip":
         lower, upper = bounds.get(1, 0), bounds.get(2, math.inf)
     else:
-        lower, upper = (max(bounds.values()), math.inf) if op.type == "Max" else (0, min(bounds.values()))
+        limits = bounds.values()
+        lower, upper = (max(limits, default=0), math.inf) if op.type == "Max" else (0, min(limits, default=math.inf))
     passes = lower <= 0 and (slot == 0 or op.type != "Clip")
     return (origin[names[slot]], upper) if passes else None

@@ -3,8 +3,9 @@
 import math
 
 from graphclone.pytorch.code import DEVICE, Code
-from graphclone.pytorch.program import Op, Unsupported
+from graphclone.pytorch.program import Op, Unsupported, Value
 from graphclone.pytorch.registry import rule
+from graphclone.pytorch.sizes import Integer, probe_of
 
 
 def attend(
@@ -74,11 +75,24 @@ def split_heads(value, count: int) -> Code:
     return Code("{}.unflatten(-1, ({}, -1)).transpose(1, 2)", value, count)
 
 
+def _visible(queries: Integer, keys: Integer, past: Integer, filled: Value | None) -> Code:
+    """Return True where a query may see a key: query i sees keys up to i + past.
+
+    filled: how many keys of each sample are there, where a cache is written outside; its last ones are the queries'.
+    """
+    if filled is not None:
+        seen, asking = (Code("torch.arange({}, device={})", count, DEVICE) for count in (keys, queries))
+        return Code("({} - {}[:, None] <= {}[:, None, None, None] - {})", seen, asking, filled, queries)
+    if probe_of(keys - past) == probe_of(queries):
+        return Code("causal_mask({}, {}, {})", queries, keys, DEVICE)
+    return Code("torch.ones({}, {}, dtype=torch.bool, device={}).tril({})", queries, keys, DEVICE, past)
+
+
 @rule("Attention")
 def standard_attention(op: Op) -> Code | tuple:
     """Attend as opset 23 and 24 define it, with a cache where there is one."""
     wants = [output is not None for output in op.outputs]
-    if (op.attribute("qk_matmul_output_mode", 0) and len(wants) > 3 and wants[3]) or (len(wants) > 3 and wants[3]):
+    if any(wants[3:]):
         raise Unsupported("its scores output has no PyTorch counterpart")
     flat = op[0].rank == 3
     heads = int(op.attribute("q_num_heads", 0)) if flat else op[0].dims[1]
@@ -91,8 +105,13 @@ def standard_attention(op: Op) -> Code | tuple:
         keys = keys + op[4].dims[2]
     causal, mask = bool(op.attribute("is_causal", 0)), op[3]
     boolean = mask is None or str(mask.dtype) == "torch.bool"
-    if causal and (mask is not None or op[4] is not None or op[6] is not None or op.attribute("behind_cache")):
-        mask, causal = _both(mask, boolean, Code("causal_mask({}, {}, {})", op[0].dims[-2], keys, DEVICE)), False
+    if mask is not None and mask.dims[-1] != 1 and probe_of(mask.dims[-1]) != probe_of(keys):
+        fill = Code("False") if boolean else Code("float('-inf')")
+        mask = Code("F.pad({}, (0, {}), value={})", mask, keys - mask.dims[-1], fill)
+    past = op.attribute("behind_cache", 0) if op[4] is None else op[4].dims[2]
+    visible = _visible(op[0].dims[-2], keys, past, op[6])
+    if causal and (mask is not None or op[6] is not None or past):
+        mask, causal = _both(mask, boolean, visible), False
     if op[6] is not None:
         filled = Code("(torch.arange({}, device={}) < {}[:, None, None, None])", keys, DEVICE, op[6])
         mask = _both(mask, boolean, filled)
@@ -100,14 +119,15 @@ def standard_attention(op: Op) -> Code | tuple:
     size = op[0].dims[-1] // heads if flat else op[0].dims[-1]
     softcap = float(op.attribute("softcap", 0.0))
     if softcap:
-        if causal:
-            mask = Code("causal_mask({}, {}, {})", op[0].dims[-2], keys, DEVICE)
+        mask = visible if causal else mask
         result = Code("capped_attention({}, {}, {}, {}, {}, {})", q, k, v, mask, scale or size**-0.5, softcap)
     else:
-        result = attend(q, k, v, mask, causal=causal, scale=scale, grouped=heads != kv_heads, size=size)
+        drop = op.attribute("dropout", 0.0)
+        grouped = heads != kv_heads
+        result = attend(q, k, v, mask, causal=causal, scale=scale, grouped=grouped, size=size, dropout=drop)
     if flat:
         result = Code("{}.transpose(1, 2).flatten(2)", result)
-    if len(wants) > 1 and (wants[1] or wants[2]):
+    if any(wants[1:3]):
         return (result, k if isinstance(k, Code) else Code("{}", k), v if isinstance(v, Code) else Code("{}", v))
     return result
 
@@ -126,6 +146,8 @@ def rotate(op: Op, x, cos, sin) -> Code:
     if op[0].rank == 4:
         return Code(function + "({}, {}, {})", x, cos, sin)
     heads = int(op.attribute("num_heads", 0))
+    if not heads and op.domain and not op.attribute("rotary_embedding_dim", 0):
+        heads = op[0].dims[-1] // (2 * op[2].dims[-1])
     if not heads:
         raise Unsupported("a rank 3 input needs num_heads")
     return Code("{}.transpose(1, 2).flatten(2)", Code(function + "({}, {}, {})", split_heads(x, heads), cos, sin))
@@ -133,10 +155,13 @@ def rotate(op: Op, x, cos, sin) -> Code:
 
 @rule("RotaryEmbedding", domain="com.microsoft")
 def contrib_rotary_embedding(op: Op) -> Code:
-    """Rotate as onnxruntime's operator does: inputs are x, position ids, and the tables."""
-    if op[1].rank != 2:
-        raise Unsupported("position_ids that are one offset have no PyTorch counterpart")
-    return rotate(op, op[0], Code("{}[{}]", op[2], op[1]), Code("{}[{}]", op[3], op[1]))
+    """Rotate as onnxruntime's operator does: inputs are x, position ids or the first of them, and the tables."""
+    if op.attribute("is_packed_batching", 0) or float(op.attribute("scale", 1.0)) != 1.0:
+        raise Unsupported("is_packed_batching and scale have no PyTorch counterpart")
+    places: Value | Code = op[1]
+    if op[1].rank < 2:
+        places = Code("({} + torch.arange({}, device={}))[None]", op[1], op[0].dims[-2], DEVICE)
+    return rotate(op, op[0], Code("{}[{}]", op[2], places), Code("{}[{}]", op[3], places))
 
 
 @rule("Attention", domain="com.microsoft")
@@ -180,7 +205,7 @@ def multi_head_attention(op: Op) -> Code:
     parts = list(op.inputs[:3])
     if op[3] is not None:
         first, second = op[0].dims[-1], op[0].dims[-1] + op[1].dims[-1]
-        bounds = [(None, first), (first, second), (second, None)]
+        bounds = [(None, first), (first, second), (second, None)] if op[1].rank == 3 else [(None, first)]
         for slot, (start, end) in enumerate(bounds):
             window = ("" if start is None else str(start)) + ":" + ("" if end is None else str(end))
             parts[slot] = Code("({} + {}[" + window + "])", parts[slot], op[3])
@@ -206,6 +231,8 @@ def _contrib_mask(op: Op, mask, bias, keys):
     if mask is None:
         return bias
     if mask.rank == 1:
+        if probe_of(mask.dims[0]) != probe_of(op[0].dims[0]):
+            raise Unsupported("a mask of starts and ends has no PyTorch counterpart; give (batch, keys) zeros and ones")
         allowed = Code("(torch.arange({}, device={}) < {}[:, None])", keys, DEVICE, mask)
     else:
         allowed = Code("({} != 0)", mask)
@@ -230,7 +257,7 @@ def embed_layer_norm(op: Op) -> Code | tuple:
     normed = Code("F.layer_norm({}, {}, {}, {}, {})", summed, (words.dims[1],), gamma, beta, epsilon(op, 1e-12))
     if len(op.outputs) == 1:
         return normed
-    lengths = Code("torch.sum({}, dim=-1)", mask) if mask is not None else Code("{}.new_zeros({})", ids, (ids.dims[0],))
+    lengths = Code("torch.sum({}, dim=-1).to({})", mask, mask.dtype) if mask is not None else Code("{}.new_zeros({})", ids, (ids.dims[0],))
     return (normed, lengths, summed) if len(op.outputs) > 2 else (normed, lengths)
 
 

@@ -60,7 +60,7 @@ def cache_apart(op: Op, uses: Uses) -> Result:
         query, inputs[3] = split, None
     inputs[:3] = [query, *joined]
     inputs[slot : slot + 2] = [None] * len(inputs[slot : slot + 2])
-    causal = {"behind_cache": 1} if op[slot] is not None else {}
+    causal = {"behind_cache": op[slot].dims[2]} if op[slot] is not None else {}
     return [*ops, new_op(op.type, inputs, op.output, op, op.domain, **op.attributes, **causal)]
 
 
@@ -82,6 +82,9 @@ def attention(op: Op, uses: Uses) -> Result:
     turned, k_scale = _unscaled(turned)
     scale *= q_scale * k_scale
     if q.rank != turned.rank or q.rank != op[1].rank or q.rank < 3 or (mask is not None and mask.rank > q.rank):
+        return None
+    heads = [each.dims[-3] for each in (q, turned, op[1])] if q.rank > 3 else []
+    if len(set(heads)) > 1 and not (all(isinstance(each, int) for each in heads) and heads[0] % heads[1] == 0):
         return None
     k = transpose(turned, swap_last(turned.rank), op)
     return [*ops, k, new_op("Attention", [q, k.output, op[1], mask], op.output, op, scale=scale, causal=False)]

@@ -108,7 +108,7 @@ class Choice(Item):
             writer.lines.append(word)
             writer.lines += [f"    {line}" for line in inner.lines]
             for name, value in zip(kept, results, strict=True):
-                text = f"{name} = {inner.text(value, self.op)}"
+                text = f"{name} = {inner.result(value, self.op)}"
                 writer.lines.extend(f"    {line}" for line in wrap(text, inner.width))
         for name, output in zip(kept, self.makes(), strict=True):
             writer.names[output] = name

@@ -1,7 +1,11 @@
 """PyTorch rules of products of matrices and convolutions."""
 
+from collections.abc import Sequence
+
 from graphclone.pytorch.code import Code
+from graphclone.pytorch.known import shortest
 from graphclone.pytorch.program import Op, Unsupported, Value
+from graphclone.pytorch.reduction import only_first
 from graphclone.pytorch.registry import rows, rule
 
 rows({"MatMul": "({} @ {})"})
@@ -19,16 +23,36 @@ def gemm(op: Op) -> Code:
     return Code("torch.addmm({}, {}, {}, beta={}, alpha={})", op[2], left, right, beta, alpha)
 
 
-ACTIVATIONS = {"": "{}", "Relu": "F.relu({})", "Sigmoid": "torch.sigmoid({})", "Tanh": "torch.tanh({})"}
+ACTIVATIONS = {
+    "": "{}",
+    "Relu": "F.relu({})",
+    "Sigmoid": "torch.sigmoid({})",
+    "Tanh": "torch.tanh({})",
+    "LeakyRelu": "F.leaky_relu({}, {})",
+    "Clip": "torch.clamp({}, {}, {})",
+    "HardSigmoid": "torch.clamp({1} * {0} + {2}, 0.0, 1.0)",
+}
+"""What fused operators end with, over the result and the activation's own numbers."""
 
 
 @rule("FusedGemm", domain="com.microsoft")
 def fused_gemm(op: Op) -> Code:
+    given = [op.attribute(f"activation_{name}") for name in ("alpha", "beta")]
+    return _activated(op, gemm(op), [each for each in given if each is not None])
+
+
+@rule("FusedConv", domain="com.microsoft")
+def fused_conv(op: Op) -> Code:
+    """Convolve, add the fourth input where there is one, and activate."""
+    result = conv(op) if op[3] is None else Code("({} + {})", conv(op), op[3])
+    return _activated(op, result, op.attribute("activation_params", ()))
+
+
+def _activated(op: Op, result: Code, given: Sequence[float]) -> Code:
     activation = op.attribute("activation", "")
-    activation = activation.decode() if isinstance(activation, bytes) else activation
     if activation not in ACTIVATIONS:
         raise Unsupported(f"activation {activation!r} has no rule here")
-    return Code(ACTIVATIONS[activation], gemm(op))
+    return Code(ACTIVATIONS[activation], result, *(shortest(each) for each in given))
 
 
 @rule("FusedMatMul", domain="com.microsoft")
@@ -92,7 +116,7 @@ def padding(op: Op, kernel: tuple[int, ...], strides: tuple, dilations: tuple) -
     return tuple(before), tuple(after)
 
 
-def padded(value: Value, before: tuple, after: tuple, fill: str = "0.0") -> Code:
+def padded(value: Value | Code, before: tuple, after: tuple, fill: str = "0.0") -> Code:
     """Return the value padded over its last axes."""
     pads = tuple(entry for pair in zip(before[::-1], after[::-1], strict=True) for entry in pair)
     return Code("F.pad({}, {}, value=" + fill + ")", value, pads)
@@ -121,23 +145,44 @@ def conv(op: Op) -> Code:
 
 @rule("ConvTranspose")
 def conv_transpose(op: Op) -> Code:
+    """Convolve backwards; pads that differ cut the whole result."""
     rank, strides, dilations = _window(op)
-    before, after = padding(op, tuple(op[1].dims[2:]), strides, dilations)
-    if before != after or op.attribute("output_shape"):
-        raise Unsupported("asymmetric pads and output_shape have no PyTorch counterpart")
     extra = tuple(op.attribute("output_padding") or (0,) * rank)
-    return Code(
+    before, after = _cropping(op, strides, dilations, extra)
+    result = Code(
         f"F.conv_transpose{rank}d({{}}, {{}}, {{}}, stride={{}}, padding={{}}, "
         "output_padding={}, groups={}, dilation={})",
         op[0],
         op[1],
         op[2],
         strides,
-        before,
+        before if before == after else (0,) * rank,
         extra,
         int(op.attribute("group", 1)),
         dilations,
     )
+    return result if before == after else padded(result, *(tuple(-each for each in side) for side in (before, after)))
+
+
+def _cropping(op: Op, strides: tuple, dilations: tuple, extra: tuple) -> tuple[tuple, tuple]:
+    """Return what a ConvTranspose cuts off before and after each spatial axis."""
+    mode, wanted = op.attribute("auto_pad", "NOTSET"), op.attribute("output_shape")
+    rank, kernel = len(strides), op[1].dims[2:]
+    if mode == "VALID":
+        return (0,) * rank, (0,) * rank
+    if not wanted and mode in ("NOTSET", ""):
+        pads = tuple(op.attribute("pads") or (0,) * 2 * rank)
+        return pads[:rank], pads[rank:]
+    before, after = [], []
+    for axis, size in enumerate(op[0].dims[2:]):
+        whole = (size - 1) * strides[axis] + extra[axis] + (kernel[axis] - 1) * dilations[axis] + 1
+        total = whole - (wanted[axis - rank] if wanted else size * strides[axis])
+        if not isinstance(total, int) or total < 0:
+            raise Unsupported("output_shape needs an image of fixed size and no less than is computed")
+        small, large = total // 2, total - total // 2
+        before.append(small if mode == "SAME_UPPER" else large)
+        after.append(large if mode == "SAME_UPPER" else small)
+    return tuple(before), tuple(after)
 
 
 @rule("MaxPool", "AveragePool")
@@ -146,6 +191,7 @@ def pool(op: Op) -> Code:
     kernel = tuple(op.attribute("kernel_shape"))
     before, after = padding(op, kernel, strides, dilations)
     ceil = bool(op.attribute("ceil_mode", 0))
+    only_first(op)
     if op.type == "MaxPool":
         if before != after or any(p > k // 2 for p, k in zip(before, kernel, strict=True)):
             source, before = padded(op[0], before, after, 'float("-inf")'), (0,) * rank
@@ -160,8 +206,8 @@ def pool(op: Op) -> Code:
             dilations,
             ceil,
         )
-    if before != after:
-        raise Unsupported("asymmetric pads have no PyTorch counterpart")
+    if before != after or any(each != 1 for each in dilations):
+        raise Unsupported("pads that differ before and after, and dilations, have no PyTorch counterpart")
     return Code(
         f"F.avg_pool{rank}d({{}}, {{}}, stride={{}}, padding={{}}, ceil_mode={{}}, count_include_pad={{}})",
         op[0],
@@ -182,5 +228,7 @@ def fourier(op: Op) -> Code:
     inverse, onesided = bool(op.attribute("inverse", 0)), bool(op.attribute("onesided", 0))
     if inverse and onesided:
         raise Unsupported("a onesided inverse has no PyTorch counterpart")
+    if onesided and op[0].dims[-1] == 2:
+        raise Unsupported("one side of complex numbers has no PyTorch counterpart")
     place = axis % op[0].rank
     return Code("fourier({}, {}, {}, {}, {})", op[0], place, length[0] if length else None, inverse, onesided)

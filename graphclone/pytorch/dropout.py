@@ -10,7 +10,7 @@ def add_dropout(program: Program, rate: float) -> None:
     """Drop attention weights, what blocks add to the residual stream, and the sum of embeddings, at one rate."""
     ends = _embedding_ends(program)
     for op in program.ops:
-        if op.domain == IDIOMS and op.type == "Attention":
+        if op.domain in (IDIOMS, "") and op.type == "Attention":
             op.attributes["dropout"] = rate
 
     def insert(op: Op, uses: Uses) -> Result:

@@ -192,6 +192,13 @@ class FunctionWriter:
             return f"({self.expression(maker)})"
         raise KeyError(f"nothing has computed {value}")
 
+    def result(self, value: Value, op: Op | None) -> str:
+        """Return how a value is written where it must be a tensor, though its one number is known."""
+        text = self.text(value, op)
+        if value.known is None or value.known.ndim:
+            return text
+        return f"torch.tensor({text}, dtype={value.dtype}, device={self.device})"
+
     def known(self, value: Value, op: Op | None) -> str:
         if value.known.ndim == 0 or (value.known.size == 1 and op is not None and broadcasts(op, value)):
             return render(value.known.item(), lambda leaf: self.leaf(leaf, None))

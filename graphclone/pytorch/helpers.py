@@ -45,13 +45,19 @@ def capped_attention(q, k, v, mask, scale, softcap):
     return F.softmax(scores, dim=-1) @ v
 
 
+def one_hot(x, places):
+    """Return True where a place (depth) is that of an index in x; a negative index counts from the end."""
+    x = x.unsqueeze(-1)
+    return (x == places) | (x + len(places) == places)
+
+
 def fourier(x, axis, length, inverse, onesided):
     """Transform x (..., 1 or 2), real or complex numbers as pairs, along an axis; return pairs."""
     x = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x.squeeze(-1)
     if onesided:
         return torch.view_as_real(torch.fft.rfft(x, n=length, dim=axis))
     transform = torch.fft.ifft if inverse else torch.fft.fft
-    return torch.view_as_real(transform(x, n=length, dim=axis))
+    return torch.view_as_real(transform(x, n=length, dim=axis).resolve_conj())
 
 
 def cached_attention(q, k, v, past, mask, causal, scale):

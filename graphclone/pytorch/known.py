@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from graphclone.pytorch.program import Op, Value
-from graphclone.pytorch.sizes import Integer, Size, equal, operation
+from graphclone.pytorch.program import Op, Unsupported, Value
+from graphclone.pytorch.sizes import Integer, Size, equal, operation, probe_of
 
 LARGEST = 64
 """Arrays with more elements than this are computed at run time."""
@@ -33,8 +33,15 @@ TORCH_TYPES = {
 }
 
 
-def torch_type(onnx_type: int) -> torch.dtype:
-    """Return the torch dtype of an ONNX element type."""
+def torch_type(onnx_type: int, name: str = "") -> torch.dtype:
+    """Return the torch dtype of an ONNX element type; `name` is that of a tensor that has it.
+
+    Raises: Unsupported for strings and for types that torch does not compute with.
+    """
+    if int(onnx_type) not in TORCH_TYPES:
+        kind = TensorProto.DataType.Name(int(onnx_type))
+        example = f", such as '{name:.80}'" if name else ""
+        raise Unsupported(f"PyTorch computes with no tensors of type {kind}{example}")
     return TORCH_TYPES[int(onnx_type)]
 
 
@@ -114,13 +121,34 @@ def _compare(function: Callable[[Integer, Integer], bool | None]) -> Callable:
 def _divide(a, b, dtype):
     if dtype.is_floating_point:
         return float(np.float32(a) / np.float32(b))
-    if not isinstance(a, Size) and not isinstance(b, Size):
-        return int(a / b) if abs(a) < 2**52 else a // b
-    return a // b
+    return _truncate(a, b) if any(x * y < 0 for x, y in zip(probe_of(a), probe_of(b), strict=True)) else a // b
+
+
+def _truncate(a: Integer, b: Integer) -> Integer:
+    """Divide towards zero."""
+    return operation("int({} / {})", lambda x, y: abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1), a, b)
 
 
 def _power(a, b, dtype):
-    return float(np.float32(a) ** np.float32(b)) if dtype.is_floating_point else a ** int(b)
+    if dtype.is_floating_point:
+        return float(np.float32(a) ** np.float32(b))
+    if isinstance(b, Size) or b < 0 or (isinstance(a, Size) and b != 1):
+        return raise_undecided()
+    return int(a**b) if b != 1 else a
+
+
+def _mod(op: Op):
+    """Take the sign of the divisor, or of the dividend where fmod=1."""
+    signed = bool(op.attribute("fmod", 0))
+
+    def pair(a, b, dtype):
+        if isinstance(a, Size) or isinstance(b, Size):
+            return a % b
+        if dtype.is_floating_point:
+            return math.fmod(a, b)
+        return a - b * (abs(a) // abs(b)) * (1 if (a < 0) == (b < 0) else -1) if signed else a % b
+
+    return _binary(pair)(op)
 
 
 def _greater(a, b):
@@ -271,7 +299,8 @@ def _one_hot(op: Op):
     depth, (off, on) = op[1].scalar, op[2].known.reshape(-1)
     if op.axis(-1) not in (-1, op[0].known.ndim) or isinstance(depth, Size):
         return None
-    hot = op[0].known[..., None] % depth == np.arange(depth)
+    places, depth = op[0].known[..., None], int(depth)
+    hot = (places == np.arange(depth)) | (places + depth == np.arange(depth))
     return array(np.where(hot.astype(bool), array(on), array(off))), op[2].dtype
 
 
@@ -283,7 +312,7 @@ FUNCTIONS: dict[str, Callable] = {
     "Sub": _binary(lambda a, b, _: a - b),
     "Mul": _binary(lambda a, b, _: a * b),
     "Div": _binary(_divide),
-    "Mod": _binary(lambda a, b, _: a % b),
+    "Mod": _mod,
     "Pow": _binary(_power),
     "Neg": lambda op: (array(np.frompyfunc(lambda a: -a, 1, 1)(op[0].known)), op[0].dtype),
     "Sqrt": _unary(lambda a: float(np.sqrt(np.float32(a)))),

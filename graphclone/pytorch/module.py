@@ -13,7 +13,7 @@ from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.pytorch.checkpoints import Checkpoint
 from graphclone.pytorch.conversion import convert
-from graphclone.pytorch.initialization import initialize
+from graphclone.pytorch.initialization import initialize, norm_vectors
 from graphclone.pytorch.parameters import Stored
 from graphclone.pytorch.source import Source, write_source
 
@@ -61,12 +61,17 @@ def to_torch(
         raise InputError(f"dropout={dropout} is no rate; write a number from 0 up to but without 1")
     converted = convert(model, dropout, checkpoint)
     source = write_source(converted, f"{model.graph.name or 'model'}, from ONNX", checkpoint_blocks)
+    if checkpoint_blocks and "checkpoint(" not in source.text:
+        raise InputError("checkpoint_blocks=True needs repeated blocks, and this graph has none; leave it out")
     scope = run(source.text)
     with torch.device("meta"):
         module = scope.Model()
     scope.fill(module, tensors(source))
     if init is not None:
-        initialize(module, init, seed)
+        places = source.tree.slots
+        starts = norm_vectors(converted.program).items()
+        norms = {".".join(slot.path): start for stored, start in starts for slot in places[stored]}
+        initialize(module, init, seed, norms)
     module.input_names = [tensor.name for tensor in model.inputs]
     module.output_names = converted.outputs
     module.source = source.text

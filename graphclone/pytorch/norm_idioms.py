@@ -211,6 +211,8 @@ def standard_norms(op: Op, uses: Uses) -> Result:
         return None
     if any(output is not None for output in op.outputs[1:]) or op.axis(-1) % op[0].rank != op[0].rank - 1:
         return None
+    if any(each is not None and tuple(each.dims) != tuple(op[0].dims[-1:]) for each in inputs[1:]):
+        return None
     from graphclone.pytorch.reduction import epsilon
 
     return new_op(kind, inputs, op.output, op, epsilon=epsilon(op))

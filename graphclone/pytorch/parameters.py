@@ -72,7 +72,7 @@ def numbers(program: Program, names: Names) -> None:
         if value.weight is None:
             continue
         value.is_table = _may_be_table(value, users.get(value, []), names)
-        dtype = known.torch_type(value.weight.onnx_dtype)
+        dtype = known.torch_type(value.weight.onnx_dtype, value.name)
         reading = users.get(value, [])
         setting = bool(reading) and all(_is_setting(op, value) for op in reading)
         plain = setting or (not dtype.is_floating_point and value.weight.size <= known.LARGEST)

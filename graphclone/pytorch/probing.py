@@ -1,7 +1,8 @@
 """Probing: run every operator's code on tensors without storage, for several sizes, to learn shapes and types."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import onnx_graphsurgeon as gs
 import torch
@@ -165,7 +166,7 @@ class _Probe:
         for each in op.inputs:
             if each is not None and each.op is None and each.known is None and each not in self.tensors:
                 self._stored(each)
-        results = known.compute(op)
+        results = attempt(op, known.compute)
         if results is not None:
             for output, (array, dtype) in zip(op.outputs, results, strict=False):
                 output.known, output.dtype, output.dims, output.is_table = array, dtype, array.shape, True
@@ -173,12 +174,9 @@ class _Probe:
                 for each in array.reshape(-1):
                     self.sizes.learn(each)
             return
-        try:
-            op.code = RULES[op.key](op)
-        except Unsupported as error:
-            raise InputError(f"cannot turn {op.type} node '{op.name:.80}' into PyTorch: {error}") from None
-        except KeyError:
-            raise InputError(unknown_operators(self.program, [op.key])) from None
+        if op.key not in RULES:
+            raise InputError(unknown_operators(self.program, [op.key]))
+        op.code = attempt(op, RULES[op.key])
         if op.key == ("", "If"):
             return self._choose(op)
         shapes = [self._shapes(each) for each in op.inputs if each is not None]
@@ -221,10 +219,18 @@ class _Probe:
     def _stored(self, value: Value) -> None:
         if value.weight is None:
             raise InputError(f"tensor '{value.name:.80}' is read before anything computes it")
-        value.dtype = known.torch_type(value.weight.onnx_dtype)
+        value.dtype = known.torch_type(value.weight.onnx_dtype, value.name)
         tensor = torch.empty(value.weight.shape, dtype=value.dtype, device="meta")
         value.dims = tuple(value.weight.shape)
         self.tensors[value] = [tensor] * PROBES
+
+
+def attempt(op: Op, function: Callable[[Op], Any]) -> Any:
+    """Return what a function gives for an operator, or say of which node it does not hold."""
+    try:
+        return function(op)
+    except Unsupported as error:
+        raise InputError(f"cannot turn {op.type} node '{op.name:.80}' into PyTorch: {error}") from None
 
 
 def evaluate(code, tensors: Mapping[Value, list], op: Op) -> list[list[torch.Tensor]]:
@@ -283,4 +289,4 @@ def _dtype(tensor: gs.Variable) -> torch.dtype:
     kind = (
         tensor.dtype if isinstance(tensor.dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
     )
-    return known.torch_type(kind)
+    return known.torch_type(kind, tensor.name)

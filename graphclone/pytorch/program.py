@@ -10,6 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 
+from graphclone.errors import InputError
 from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.pytorch.sizes import Integer, SizeTable
@@ -119,7 +120,7 @@ class Op:
         return list(given.known.reshape(-1))
 
 
-class Unsupported(Exception):
+class Unsupported(InputError):
     """A use of an operator that its rule cannot turn into PyTorch; the message finishes `Op ...: `."""
 
 

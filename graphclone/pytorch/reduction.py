@@ -1,5 +1,9 @@
 """PyTorch rules of reductions, softmax and norms."""
 
+import math
+
+import torch
+
 from graphclone.pytorch.code import Code
 from graphclone.pytorch.known import shortest
 from graphclone.pytorch.program import Op, Unsupported, Value
@@ -18,36 +22,62 @@ REDUCTIONS = {
 }
 
 
+OVER_NO_AXES = {
+    "ReduceL1": "torch.abs({})",
+    "ReduceL2": "torch.abs({})",
+    "ReduceSumSquare": "torch.square({})",
+    "ReduceLogSum": "torch.log({})",
+}
+"""What is left of a reduction where no axis is reduced; of the others, nothing."""
+WHOLE = {
+    "ReduceMean": "torch.div(torch.sum({}, dim={}, keepdim={}), {}, rounding_mode='trunc')",
+    "ReduceL1": "torch.sum(torch.abs({}), dim={}, keepdim={})",
+}
+"""How integers are reduced, where torch's own function takes floats alone; the result has to be an integer again."""
+
+
 @rule(*REDUCTIONS)
 def reduction(op: Op) -> Code:
-    axes = op.integers(1, "axes")
+    axes, floating = _axes(op), op[0].dtype.is_floating_point
+    if not floating and op.type in ("ReduceL2", "ReduceLogSum", "ReduceLogSumExp"):
+        raise Unsupported("a norm or logarithm of integers has no PyTorch counterpart")
     if not axes:
-        if op.attribute("noop_with_empty_axes", 0):
-            return Code("{}", op[0])
-        axes = list(range(op[0].rank))
-    if not axes:
-        return Code("{}", op[0])
-    return Code(
-        REDUCTIONS[op.type], op[0], axes[0] if len(axes) == 1 else tuple(axes), bool(op.attribute("keepdims", 1))
-    )
+        return Code(OVER_NO_AXES.get(op.type, "{}"), op[0])
+    words = [op[0], axes[0] if len(axes) == 1 else tuple(axes), bool(op.attribute("keepdims", 1))]
+    if floating or op.type in ("ReduceMax", "ReduceMin"):
+        return Code(REDUCTIONS[op.type], *words)
+    words += [math.prod(op[0].dims[axis] for axis in axes)] if op.type == "ReduceMean" else []
+    return _as_wide(op, Code(WHOLE.get(op.type, REDUCTIONS[op.type]), *words))
 
 
 @rule("ReduceProd")
 def product(op: Op) -> Code:
     result: Value | Code = op[0]
-    axes = op.integers(1, "axes") or list(range(op[0].rank))
-    for axis in sorted((axis % op[0].rank for axis in axes), reverse=True):
+    for axis in sorted((axis % op[0].rank for axis in _axes(op)), reverse=True):
         result = Code("torch.prod({}, dim={}, keepdim={})", result, axis, bool(op.attribute("keepdims", 1)))
-    return result
+    return _as_wide(op, result)
+
+
+def _axes(op: Op) -> list[int]:
+    """Return the axes to reduce: all where none is given, unless the operator says that none means none."""
+    axes = op.integers(1, "axes")
+    return axes or ([] if op.attribute("noop_with_empty_axes", 0) else list(range(op[0].rank)))
+
+
+def _as_wide(op: Op, result: Value | Code) -> Code:
+    """Return a sum or product in the type of what it sums; torch widens integers to 64 bits."""
+    narrow = not op[0].dtype.is_floating_point and op[0].dtype != torch.int64
+    return Code("{}.to({})" if narrow else "{}", result, *[op[0].dtype] * narrow)
 
 
 @rule("ArgMax", "ArgMin")
 def arg(op: Op) -> Code:
-    if op.attribute("select_last_index", 0):
-        raise Unsupported("select_last_index=1 has no PyTorch counterpart")
-    return Code(
-        f"torch.{op.type.lower()}({{}}, dim={{}}, keepdim={{}})", op[0], op.axis(0), bool(op.attribute("keepdims", 1))
-    )
+    """Give the place of an extreme; of the last one that is equal by counting from the end."""
+    axis, last = op.axis(0), op.attribute("select_last_index", 0)
+    source = Code("{}.flip({})", op[0], axis) if last else op[0]
+    function, kept = f"torch.{op.type.lower()}", bool(op.attribute("keepdims", 1))
+    place = Code(function + "({}, dim={}, keepdim={})", source, axis, kept)
+    return Code("({} - {})", op[0].dims[axis] - 1, place) if last else place
 
 
 @rule("Softmax", "LogSoftmax")
@@ -70,7 +100,7 @@ def cumsum(op: Op) -> Code:
     backwards = op.attribute("reverse", 0)
     result = Code("torch.cumsum({}, dim={})", Code("{}.flip({})", op[0], axis) if backwards else op[0], axis)
     result = Code("{}.flip({})", result, axis) if backwards else result
-    return Code("({} - {})", result, op[0]) if op.attribute("exclusive", 0) else result
+    return _as_wide(op, Code("({} - {})", result, op[0]) if op.attribute("exclusive", 0) else result)
 
 
 def epsilon(op: Op, default: float = 1e-5) -> float:
@@ -87,13 +117,27 @@ def normalized(op: Op, default: int = -1) -> tuple:
 @rule("LayerNormalization")
 def layer_norm(op: Op) -> Code:
     only_first(op)
-    return Code("F.layer_norm({}, {}, {}, {}, {})", op[0], normalized(op), op[1], op[2], epsilon(op))
+    dims = normalized(op)
+    weight, bias = (each if each is None or tuple(each.dims) == dims else None for each in (op[1], op[2]))
+    spread = (op[1] is not None and weight is None) or (op[2] is not None and bias is None)
+    if not spread:
+        return Code("F.layer_norm({}, {}, {}, {}, {})", op[0], dims, weight, bias, epsilon(op))
+    return _affine(Code("F.layer_norm({}, {}, eps={})", op[0], dims, epsilon(op)), op[1], op[2])
 
 
 @rule("RMSNormalization", "SimplifiedLayerNormalization")
 def rms_norm(op: Op) -> Code:
     only_first(op)
-    return Code("F.rms_norm({}, {}, {}, {})", op[0], normalized(op), op[1], epsilon(op))
+    dims = normalized(op)
+    if op[1] is not None and tuple(op[1].dims) != dims:
+        return _affine(Code("F.rms_norm({}, {}, eps={})", op[0], dims, epsilon(op)), op[1], None)
+    return Code("F.rms_norm({}, {}, {}, {})", op[0], dims, op[1], epsilon(op))
+
+
+def _affine(normed: Code, weight: Value | None, bias: Value | None) -> Code:
+    """Return a norm times a weight plus a bias of shapes that torch's own norms do not take."""
+    normed = normed if weight is None else Code("({} * {})", normed, weight)
+    return normed if bias is None else Code("({} + {})", normed, bias)
 
 
 rule("SimplifiedLayerNormalization", domain="com.microsoft")(rms_norm)
@@ -128,18 +172,22 @@ def group_norm(op: Op) -> Code:
 @rule("BatchNormalization")
 def batch_norm(op: Op) -> Code:
     only_first(op)
+    if op.attribute("training_mode", 0):
+        raise Unsupported("the graph was exported in training mode; export it in evaluation mode")
     return Code("F.batch_norm({}, {}, {}, {}, {}, eps={})", op[0], op[3], op[4], op[1], op[2], epsilon(op))
 
 
 @rule("LpNormalization")
 def lp_norm(op: Op) -> Code:
-    return Code("F.normalize({}, p={}, dim={}, eps=0.0)", op[0], int(op.attribute("p", 2)), op.axis(-1))
+    """Divide by the norm; zeros stay zeros."""
+    return Code("F.normalize({}, p={}, dim={})", op[0], int(op.attribute("p", 2)), op.axis(-1))
 
 
 def only_first(op: Op) -> None:
     """Refuse optional outputs that no transformer reads."""
-    if any(output is not None for output in op.outputs[1:]):
-        raise Unsupported(f"its output {op.outputs[1].name!r} (mean or deviation) has no PyTorch counterpart")
+    further = next((output for output in op.outputs[1:] if output is not None), None)
+    if further is not None:
+        raise Unsupported(f"its output {further.name!r:.80} has no PyTorch counterpart")
 
 
 @rule("GlobalAveragePool")
@@ -162,6 +210,8 @@ def topk(op: Op) -> Code:
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
 def skip_layer_norm(op: Op) -> Code | tuple:
     """Add the skip and the bias, then norm; output 3 is the sum."""
+    if any(output is not None for output in op.outputs[1:3]):
+        raise Unsupported("its mean and deviation outputs have no PyTorch counterpart")
     simple = op.type != "SkipLayerNormalization"
     bias = op[3] if simple else op[4]
     summed = Code("({} + {})", op[0], op[1]) if bias is None else Code("({} + {} + {})", op[0], op[1], bias)

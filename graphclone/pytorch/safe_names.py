@@ -6,9 +6,13 @@ from collections.abc import Container
 
 import torch
 
+from graphclone.pytorch import helpers
+
 LONGEST = 60
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RESERVED = frozenset(dir(torch.nn.Module)) | frozenset(torch.nn.Module().__dict__) | {"super"}
+OF_THE_MODEL = frozenset({"tie_weights", "input_names", "output_names", "source", "report"})
+"""What the whole module has beside its parts."""
 
 
 def is_safe(component: str) -> bool:
@@ -53,7 +57,5 @@ def local(hint: str, taken: Container[str]) -> str:
 
 
 LOCAL_RESERVED = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__) | {
-    "torch", "nn", "F", "self", "checkpoint", "Group", "load", "load_file", "Path",
-    "rotate_half", "rotate_pairs", "rotary_halves", "rotary_pairs", "capped_attention", "causal_mask",
-    "fourier", "cached_attention", "grouped_attention", "cache_places",
+    "torch", "nn", "F", "self", "own", "checkpoint", "Group", "load", "load_file", "Path", *vars(helpers),
 }  # fmt: skip

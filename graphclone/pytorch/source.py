@@ -243,7 +243,7 @@ class SourceWriter:
             for axis, symbol in axes.items():
                 writer.sizes[symbol] = names[axis]
             text = writer.names[value]
-            if len(axes) == value.rank:
+            if len(axes) == value.rank > 1:
                 lines.append(f"{', '.join(names[axis] for axis in range(value.rank))} = {text}.shape")
             else:
                 lines += [f"{names[axis]} = {text}.shape[{axis}]" for axis in sorted(axes)]
@@ -285,7 +285,7 @@ class SourceWriter:
         writer.write(items, self.program.outputs)
         lines += ["", f"    def forward({', '.join(['self', *words])}):"]
         lines += [f"        {line}" for line in [*head, *writer.lines]]
-        lines.append("        return " + ", ".join(writer.text(value, None) for value in self.program.outputs))
+        lines.append("        return " + ", ".join(writer.result(value, None) for value in self.program.outputs))
         return "\n\n" + "\n".join(lines) + "\n"
 
     def numbers(self, node: Node) -> Iterator[str]:

@@ -5,9 +5,10 @@ import math
 import numpy as np
 
 from graphclone.pytorch.code import DEVICE, Code
+from graphclone.pytorch.known import torch_type
 from graphclone.pytorch.program import Op, Unsupported, Value
 from graphclone.pytorch.registry import rule
-from graphclone.pytorch.sizes import Integer, Size
+from graphclone.pytorch.sizes import Integer, Size, operation, probe_of
 
 
 @rule("Transpose")
@@ -101,6 +102,8 @@ def concat(op: Op) -> Code:
 
 @rule("Split")
 def split(op: Op) -> Code:
+    if len(op.outputs) == 1:
+        return Code("{}", op[0])
     axis = op.axis(0)
     sizes = op.integers(1, "split")
     length = op[0].dims[axis]
@@ -114,7 +117,7 @@ def split(op: Op) -> Code:
 
 @rule("Slice")
 def slices(op: Op) -> Code:
-    """Index with slices; a negative step flips first."""
+    """Index with slices; a negative step flips first, and counts both ends from the other side."""
     starts, ends = op.integers(1, "starts"), op.integers(2, "ends")
     axes = op.integers(3, "axes") or list(range(len(starts)))
     steps = op.integers(4) or [1] * len(starts)
@@ -124,14 +127,14 @@ def slices(op: Op) -> Code:
     bounds: dict[int, list] = {}
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         axis %= op[0].rank
-        if step == 1:
-            bounds[axis] = [_start(start), _end(end, op[0].dims[axis]), None]
-        elif isinstance(step, int) and step > 1:
-            bounds[axis] = [_start(start), _end(end, op[0].dims[axis]), step]
-        elif step == -1 and start in (-1, 2**63 - 1) and isinstance(end, int) and end < -(2**31):
+        if not isinstance(step, int):
+            raise Unsupported("its step depends on sizes")
+        if step < 0:
             source = Code("{}.flip({})", source, axis)
-        else:
-            raise Unsupported(f"a step of {step} has no PyTorch counterpart")
+            start, end = (_mirrored(each, op[0].dims[axis]) for each in (start, end))
+        begin, end = _start(start), _end(end, op[0].dims[axis])
+        if step != -1 or begin is not None or end is not None:
+            bounds[axis] = [begin, end, None if abs(step) == 1 else abs(step)]
     operands = []
     for axis, parts in bounds.items():
         begin, end, step = parts
@@ -149,6 +152,17 @@ def slices(op: Op) -> Code:
     return Code("{}[" + ", ".join(index) + "]", source, *operands)
 
 
+def _mirrored(place: Integer, size: Integer) -> Integer:
+    """Return where a place is once its axis is flipped; before the first entry is behind the last."""
+    if not isinstance(place, int):
+        raise Unsupported("a negative step between ends that depend on sizes has no PyTorch counterpart")
+    if place < 0:
+        return -1 - place
+    if place >= 2**31 - 1:
+        return 0
+    return max(size - 1 - place, 0) if isinstance(size, int) else operation("max({}, {})", max, size - 1 - place, 0)
+
+
 def _start(start: Integer) -> Integer | None:
     return None if isinstance(start, int) and (start == 0 or start < -(2**31)) else start
 
@@ -162,11 +176,13 @@ def expand(op: Op) -> Code:
     """Broadcast; axes that keep their size are -1."""
     target = op.integers(1)
     if op[0].known is not None and op[0].scalar is not None:
+        target = [1] * (op[0].rank - len(target)) + list(target)
         return Code("torch.full({}, {}, dtype={}, device={})", tuple(target), op[0].scalar, op[0].dtype, DEVICE)
     source = (1,) * (len(target) - op[0].rank) + tuple(op[0].dims)
     shape = []
     for size, wanted in zip(source[len(source) - len(target) :], target, strict=True):
-        shape.append(wanted if isinstance(size, int) and size == 1 and wanted != 1 else -1)
+        kept = (isinstance(wanted, int) and wanted == 1) or probe_of(size) == probe_of(wanted)
+        shape.append(-1 if kept else wanted)
     extra = op[0].rank - len(target)
     if all(size == -1 for size in shape) and len(target) <= op[0].rank:
         return Code("{}", op[0])
@@ -197,10 +213,14 @@ def pad(op: Op) -> Code:
     mode = op.attribute("mode", "constant")
     if mode == "constant":
         fill = op[2] if op[2] is not None else float(op.attribute("value", 0.0))
+        if isinstance(fill, Value):
+            fill = fill.scalar if fill.scalar is not None else Code("{}.item()", fill)
         return Code("F.pad({}, {}, value={})", op[0], flat, fill)
-    return Code(
-        "F.pad({}, {}, mode={})", op[0], flat, {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}[mode]
-    )
+    word = {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}[mode]
+    flat += (0, 0) if len(flat) == 2 and op[0].rank == 4 else ()
+    if len(flat) == 2 * op[0].rank:  # torch wants an axis before those it pads
+        return Code("F.pad({}[None], {}, mode={})[0]", op[0], flat, word)
+    return Code("F.pad({}, {}, mode={})", op[0], flat, word)
 
 
 @rule("ConstantOfShape")
@@ -279,35 +299,83 @@ def space_to_depth(op: Op) -> Code:
 
 @rule("Resize")
 def resize(op: Op) -> Code:
-    """Interpolate the spatial axes; the coordinate modes that torch has."""
-    mode = op.attribute("mode", "nearest")
-    coordinates = op.attribute("coordinate_transformation_mode", "half_pixel")
-    sizes = op.integers(3)
-    if sizes is None:
-        scales = op.integers(2)
-        sizes = [
-            int(size * scale) if isinstance(size, int) else size * int(scale)
-            for size, scale in zip(op[0].dims, scales, strict=True)
-        ]
-    target = tuple(sizes[2:] if len(sizes) == op[0].rank else sizes)
-    rank = op[0].rank - 2
+    """Interpolate the spatial axes, in the modes that torch has."""
+    if op.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise Unsupported("keep_aspect_ratio_policy has no PyTorch counterpart")
+    mode, antialias = op.attribute("mode", "nearest"), bool(op.attribute("antialias", 0))
+    outside = bool(op.attribute("exclude_outside", 0))
+    if antialias and not outside:
+        raise Unsupported("antialias=1 without exclude_outside=1 has no PyTorch counterpart")
+    words, targets = _resized(op)
     if mode == "nearest":
-        return Code("F.interpolate({}, size={}, mode='nearest')", op[0], target)
-    if mode == "cubic" and float(op.attribute("cubic_coeff_a", -0.75)) != -0.75:
-        raise Unsupported("cubic_coeff_a other than -0.75 has no PyTorch counterpart")
+        return Code("F.interpolate({}, " + words + ", mode={})", op[0], targets, _nearest(op, words, targets))
+    coordinates = op.attribute("coordinate_transformation_mode", "half_pixel" if op.opset >= 11 else "asymmetric")
+    cubic = -0.5 if antialias else -0.75
+    if mode == "cubic" and (float(op.attribute("cubic_coeff_a", -0.75)) != cubic or outside != antialias):
+        raise Unsupported(f"cubic_coeff_a other than {cubic} and exclude_outside have no PyTorch counterpart here")
     if coordinates not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         raise Unsupported(f"coordinate_transformation_mode={coordinates} has no PyTorch counterpart")
-    name = {"linear": {1: "linear", 2: "bilinear", 3: "trilinear"}.get(rank), "cubic": "bicubic"}[mode]
-    return Code(
-        "F.interpolate({}, size={}, mode={}, align_corners={}, antialias={})"
-        if op.attribute("antialias", 0)
-        else "F.interpolate({}, size={}, mode={}, align_corners={})",
-        op[0],
-        target,
-        name,
-        coordinates == "align_corners",
-        *([True] if op.attribute("antialias", 0) else []),
+    if coordinates == "pytorch_half_pixel" and "size={}" in words and 1 in targets:
+        raise Unsupported("coordinate_transformation_mode=pytorch_half_pixel to a size of 1 has no PyTorch counterpart")
+    names = {("linear", 1): "linear", ("linear", 2): "bilinear", ("linear", 3): "trilinear", ("cubic", 2): "bicubic"}
+    if (mode, len(targets)) not in names:
+        raise Unsupported(f"mode={mode} over {len(targets)} axes has no PyTorch counterpart")
+    text = "F.interpolate({}, " + words + ", mode={}, align_corners={}" + (", antialias=True)" if antialias else ")")
+    return Code(text, op[0], targets, names[mode, len(targets)], coordinates == "align_corners")
+
+
+def _resized(op: Op) -> tuple[str, tuple]:
+    """Return the argument that says to which sizes, or by which factors, each axis behind the first two is resized.
+
+    A factor is said where no whole size has the same ratio, since both operators interpolate by it.
+    """
+    rank, dims = op[0].rank, op[0].dims
+    scales, sizes = (op.integers(1), None) if op.opset < 11 else (op.integers(2), op.integers(3))
+    places = [int(axis) % rank for axis in op.attribute("axes") or range(rank)]
+    targets: list = list(dims)
+    factors = [1.0] * rank
+    for place, entry in zip(places, sizes or scales, strict=True):
+        if sizes:
+            targets[place] = entry
+            continue
+        factors[place] = float(entry)
+        whole = entry == int(entry)
+        wanted = dims[place] * (int(entry) if whole else entry) if whole or _fixed(dims[place]) else None
+        targets[place] = int(wanted) if _fixed(wanted) and wanted == int(wanted) else wanted
+    if any(targets[axis] != dims[axis] for axis in (0, 1)):
+        raise Unsupported("resizing the first two axes has no PyTorch counterpart")
+    if all(isinstance(target, Integer) for target in targets):
+        return "size={}", tuple(targets[2:])
+    return "scale_factor={}", tuple(factors[2:])
+
+
+def _fixed(size) -> bool:
+    return isinstance(size, int | float)
+
+
+def _nearest(op: Op, words: str, targets: tuple) -> str:
+    """Return torch's name for how the nearest entry is chosen."""
+    coordinates = op.attribute("coordinate_transformation_mode", "half_pixel" if op.opset >= 11 else "asymmetric")
+    rounding = op.attribute("nearest_mode", "round_prefer_floor" if op.opset >= 11 else "floor")
+    if coordinates == "asymmetric" and rounding == "floor":
+        return "nearest"
+    if coordinates in ("half_pixel", "pytorch_half_pixel") and rounding in ("round_prefer_floor", "round_prefer_ceil"):
+        pairs = list(zip(op[0].dims[2:], targets, strict=True)) if words == "size={}" else [(None, None)]
+        if rounding == "round_prefer_floor" and all(isinstance(pair[0] and pair[1] // pair[0], int) for pair in pairs):
+            if all(pair[1] == pair[0] * (pair[1] // pair[0]) for pair in pairs):
+                return "nearest"
+        if rounding == "round_prefer_ceil" or not any(_ties(*pair) for pair in pairs):
+            return "nearest-exact"
+    raise Unsupported(
+        f"nearest_mode={rounding} with coordinate_transformation_mode={coordinates} has no PyTorch counterpart here"
     )
+
+
+def _ties(size: Integer | None, target: Integer | None) -> bool:
+    """Tell whether an entry may lie half way between two."""
+    if not isinstance(size, int) or not isinstance(target, int):
+        return True
+    return any((2 * place + 1) * size % (2 * target) == 0 for place in range(target))
 
 
 @rule("Shape")
@@ -320,4 +388,9 @@ def shape(op: Op) -> Code:
 @rule("EyeLike")
 def eye_like(op: Op) -> Code:
     rows, columns = op[0].dims
-    return Code("torch.eye({}, {}, dtype={}, device={})", rows, columns, op[0].dtype, DEVICE)
+    dtype = op[0].dtype if op.attribute("dtype") is None else torch_type(op.attribute("dtype"))
+    diagonal = int(op.attribute("k", 0))
+    if diagonal:
+        ones = Code("torch.ones({}, {}, dtype={}, device={})", rows, columns, dtype, DEVICE)
+        return Code("{}.tril({}).triu({})", ones, diagonal, diagonal)
+    return Code("torch.eye({}, {}, dtype={}, device={})", rows, columns, dtype, DEVICE)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from graphclone.pytorch.parameters import Stored
 from graphclone.pytorch.program import Op, Program, Value
 from graphclone.pytorch.rewriting import IDIOMS
-from graphclone.pytorch.safe_names import safe
+from graphclone.pytorch.safe_names import OF_THE_MODEL, safe
 
 
 @dataclass(eq=False)
@@ -75,7 +75,7 @@ class Tree:
         node = self.root
         for part in parts[:-1]:
             node = self._child(node, part)
-        taken = {*node.tensors, *node.children}
+        taken = _taken(node)
         name = safe(parts[-1], taken)
         if name.isdigit():
             name = safe(f"n{name}", taken)
@@ -87,7 +87,7 @@ class Tree:
         key = ("module", part)
         names = node.__dict__.setdefault("names", {})
         if key not in names:
-            name = safe(part, {*node.tensors, *node.children})
+            name = safe(part, _taken(node))
             names[key] = node.children[name] = Node(name, node)
         return names[key]
 
@@ -112,6 +112,10 @@ class Tree:
         nodes = {self.slot(op, value).node for value in op.inputs if _is_stored(value)}
         node = nodes.pop() if len(nodes) == 1 else None
         return node if node is not None and node.layer is not None else None
+
+
+def _taken(node: Node) -> set[str]:
+    return {*node.tensors, *node.children, *(OF_THE_MODEL if node.parent is None else ())}
 
 
 def _is_stored(value: Value | None) -> bool:

@@ -104,6 +104,21 @@ def test_choices_lie_in_choices(go, again):
     assert len(list(module.parameters())) == 1
 
 
+@pytest.mark.parametrize("go", [False, True])
+def test_a_number_that_a_branch_gives_is_a_tensor(go):
+    node, info = helper.make_node, helper.make_empty_tensor_value_info
+    first = helper.make_graph([node("Constant", [], ["a"], value_float=2.0)], "first", [], [info("a")])
+    second = helper.make_graph([node("ReduceSum", ["x"], ["b"], keepdims=0)], "second", [], [info("b")])
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])]
+    inputs += [helper.make_tensor_value_info("go", TensorProto.BOOL, [])]
+    outer = node("If", ["go"], ["y"], name="outer", then_branch=first, else_branch=second)
+    graph = helper.make_graph([outer], "choice", inputs, [info("y")])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = torch.ones(2, 4)
+    y = to_torch(Model.from_proto(proto))(x, torch.tensor(go))
+    assert isinstance(y, torch.Tensor) and y.shape == () and y == (2 if go else 8)
+
+
 def test_a_choice_that_sizes_decide_is_made():
     condition = [
         helper.make_node("Shape", ["x"], ["s"], start=1),

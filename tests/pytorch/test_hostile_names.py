@@ -21,7 +21,7 @@ HOSTILE = [
     "größe", "重み", "a b", "a-b", "a.b", "a_b", ".", "..", "a..b", ".weight", "weight.", "\\", "{0}", "{x}",
     "%s", "\t",
     "0", "00", "1.weight", "x" * 10_000, "\u202e", "load", "fill", "Group", "checkpoint",
-    "a.forward.weight", "a.class.bias", "lambda", "print", "exec",
+    "a.forward.weight", "a.class.bias", "lambda", "print", "exec", "source", "report", "tie_weights",
 ]  # fmt: skip
 
 
@@ -48,6 +48,22 @@ def hostile_model() -> onnx.ModelProto:
         weights,
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_inputs_may_be_called_like_what_the_source_uses():
+    """`quantize` is a helper, and `own` what a loop over blocks reads."""
+    names = ["quantize", "own", "causal_mask", "device", "dtype", "block"]
+    scale, zero = numpy_helper.from_array(np.float32(0.25), "s"), numpy_helper.from_array(np.uint8(3), "z")
+    nodes = [helper.make_node("QuantizeLinear", [names[0], "s", "z"], ["q"])]
+    nodes += [helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"])]
+    nodes += [helper.make_node("Sum", ["d", *names], ["y"])]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in names]
+    graph = helper.make_graph(nodes, "names", info, [helper.make_empty_tensor_value_info("y")], [scale, zero])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    x = np.random.default_rng(0).random((3, 4), np.float32)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    given = to_torch(Model.from_proto(proto))(*[torch.from_numpy(x)] * len(names))
+    assert np.allclose(given.numpy(), session.run(None, dict.fromkeys(names, x))[0])
 
 
 def test_hostile_names_give_valid_source_and_no_execution(monkeypatch, tmp_path):

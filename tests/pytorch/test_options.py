@@ -57,6 +57,43 @@ def test_fresh_weights_follow_the_usual_rules_and_the_seed():
     assert not torch.equal(other.embeddings.word_embeddings.weight, module.embeddings.word_embeddings.weight)
 
 
+def fused_norm() -> Model:
+    """Return x -> norm(x + x) as onnxruntime's optimizer writes it, its vectors called as it likes."""
+    rng = np.random.default_rng(0)
+    node = helper.make_node("SkipLayerNormalization", ["x", "x", "gain", "shift"], ["y"], domain="com.microsoft")
+    graph = helper.make_graph(
+        [node],
+        "fused",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "s", 6])],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(rng.random(6, np.float32), name) for name in ("gain", "shift")],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return Model.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+def test_norms_start_at_one_whatever_they_are_called():
+    module = to_torch(fused_norm(), init="random")
+    assert torch.equal(module.gain, torch.ones(6)) and torch.equal(module.shift, torch.zeros(6))
+
+
+def test_without_blocks_there_is_nothing_to_compute_again():
+    with pytest.raises(InputError, match="checkpoint_blocks=True needs repeated blocks"):
+        to_torch(fused_norm(), checkpoint_blocks=True)
+
+
+def test_attention_that_is_one_operator_drops_its_weights_too():
+    shape = ["n", 2, "s", 4]
+    graph = helper.make_graph(
+        [helper.make_node("Attention", ["q", "k", "v"], ["y"])],
+        "attention",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "qkv"],
+        [helper.make_empty_tensor_value_info("y")],
+    )
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10))
+    assert "dropout_p=0.25 if self.training" in to_torch(model, dropout=0.25).source
+
+
 @pytest.mark.parametrize(
     ("option", "message"), [({"init": "ones"}, "init='ones' is not known"), ({"dropout": 1.0}, "dropout=1.0")]
 )

@@ -38,6 +38,8 @@ HIDDEN = [f(2, 5, 12), f(2, 5, 12), f(2, 5, 12)]
 ALONE = [each[:1] for each in GROUPED]
 FILLED = [np.array([7], np.int32), np.array(8, np.int32)]
 PADDED = np.array([[1] * 9, [0, 0] + [1] * 7], np.int32)
+INTEGERS = random.integers(-9, 9, (3, 5, 7)).astype(np.int32)
+ENDLESS = np.array([[1, -np.inf, np.inf, np.nan]], np.float32)
 IDS = np.array([[1, 0, 3], [2, 2, 4]], np.int64)
 
 # (operator, inputs that are activations, inputs that are constants, attributes, opset, number of outputs)
@@ -181,7 +183,80 @@ ROWS = [
     ("Attention", [*HIDDEN, None, *CACHE], [], {"q_num_heads": 3, "kv_num_heads": 3, "is_causal": 1}, 23, 3),
     ("Attention", [f(2, 6, 5, 4), f(2, 3, 5, 4), f(2, 3, 5, 4), f(5, 9), *CACHE], [], {}, 23, 3),
     ("Attention", [Q, K, V, None, None, None, np.array([7, 3], np.int64)], [], {}, 24, 1),
+    *[(name, [INTEGERS], [], {"axes": [0, -1], "keepdims": 0}, 11, 1) for name in ("ReduceSum", "ReduceMean", "ReduceL1", "ReduceProd")],  # noqa: E501
+    *[(name, [POSITIVE], [], {"noop_with_empty_axes": 1}, 18, 1) for name in ("ReduceSum", "ReduceLogSum", "ReduceSumSquare", "ReduceL1")],  # noqa: E501
+    *[("CumSum", [INTEGERS], [np.int64(-1)], {"exclusive": exclusive}, 14, 1) for exclusive in (0, 1)],
+    ("ArgMax", [np.array([[1, 3, 3], [5, 5, 5]], np.float32)], [], {"axis": 1, "select_last_index": 1}, 13, 1),
+    *[("IsInf", [ENDLESS], [], {name: 0}, 20, 1) for name in ("detect_positive", "detect_negative")],
+    ("Clip", [X], [], {}, 13, 1),
+    ("Clip", [X, np.array(-0.5, np.float32)], [np.float32(0.2)], {}, 13, 1),
+    ("Pow", [INTEGERS % 4], [np.float32(2.0)], {}, 13, 1),
+    ("Pow", [INTEGERS % 4, (INTEGERS % 3).astype(np.float32)], [], {}, 13, 1),
+    ("Where", [MASK], [np.float16(0), np.float16(-1)], {}, 16, 1),
+    ("Where", [MASK], [np.int32(0), np.int32(-1)], {}, 16, 1),
+    ("HardSigmoid", [X], [], {"alpha": 1 / 6}, 13, 1),
+    ("LayerNormalization", [X, f(1, 1, 7), f(1)], [], {}, 17, 1),
+    ("LayerNormalization", [X, f(7), f(7)], [], {"axis": 1}, 17, 1),
+    ("RMSNormalization", [X, f(1)], [], {}, 23, 1),
+    ("ConvTranspose", [IMAGE, f(6, 4, 3, 3)], [], {"pads": [1, 0, 0, 1], "strides": [2, 2], "output_padding": [1, 1]}, 11, 1),  # noqa: E501
+    ("ConvTranspose", [IMAGE, f(6, 4, 3, 3)], [], {"strides": [2, 2], "output_shape": [18, 16]}, 11, 1),
+    *[("ConvTranspose", [IMAGE, f(6, 4, 3, 3), f(4)], [], {"auto_pad": mode, "strides": [2, 3]}, 11, 1) for mode in ("SAME_UPPER", "SAME_LOWER", "VALID")],  # noqa: E501
+    ("DFT", [f(3, 8, 5, 1)], [], {"axis": 1, "inverse": 1}, 17, 1),
+    ("com.microsoft.FusedGemm", [f(5, 7), f(7, 4)], [], {"activation": "LeakyRelu", "activation_alpha": 0.2}, 18, 1),
+    ("com.microsoft.FusedConv", [IMAGE, f(4, 6, 3, 3), f(4)], [], {"activation": "HardSigmoid", "activation_params": [0.2, 0.5]}, 18, 1),  # noqa: E501
+    *[("Slice", [X], [i(start), i(end), i(2), i(step)], {}, 13, 1)
+        for start, end, step in ((-1, -8, -1), (5, 1, -1), (-2, -6, -2), (100, 0, -3), (-1, -(2**63), -2))],
+    ("Pad", [IMAGE], [i(0, 0, 1, 2, 0, 0, 3, 0), np.array([1.5], np.float32)], {}, 13, 1),
+    ("Pad", [f(3, 4)], [i(1, 1, 0, 2)], {"mode": "edge"}, 13, 1),
+    ("Flatten", [f(4)], [], {"axis": 0}, 13, 1),
+    ("Split", [X], [i(5)], {"axis": 1}, 13, 1),
+    *[("EyeLike", [f(4, 4)], [], more, 13, 1) for more in ({"k": 1}, {"dtype": TensorProto.INT64, "k": -2})],
+    ("Gather", [X, np.array(-2)], [], {"axis": 2}, 13, 1),
+    ("GatherElements", [X], [np.full((3, 5, 5), -2)], {"axis": 2}, 13, 1),
+    ("GatherND", [X, random.integers(0, 5, (3, 4, 2))], [], {"batch_dims": 1}, 13, 1),
+    ("GatherND", [X, random.integers(0, 7, (3, 5, 1))], [], {"batch_dims": 2}, 13, 1),
+    *[("OneHot", [np.array([[0, 4, -1], [5, -5, -6]])], [np.int64(5), values], {"axis": axis}, 11, 1)
+        for values in (np.array([0, 1], np.float32), np.array([-np.inf, 0], np.float32)) for axis in (-1, 0)],
+    *[("Compress", [X], [np.array([True, False, True])], more, 11, 1) for more in ({}, {"axis": 1}, {"axis": -1})],
+    *[("Resize", [IMAGE], [None, np.array([1, 1, *scales], np.float32)], {"mode": mode} | more, 18, 1)
+        for scales in ((2, 3), (2.5, 1.3), (0.75, 0.5)) for mode, more in (
+            ("nearest", {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+            ("nearest", {"nearest_mode": "round_prefer_ceil"}),
+            ("linear", {}),
+            ("linear", {"coordinate_transformation_mode": "align_corners"}),
+            ("cubic", {}),
+        )],
+    ("Resize", [IMAGE], [None, np.array([1, 1, 2, 3], np.float32)], {}, 18, 1),
+    ("Resize", [IMAGE], [np.array([1, 1, 2, 3], np.float32)], {}, 10, 1),
+    ("Resize", [IMAGE], [None, None, i(5)], {"mode": "linear", "axes": [-1]}, 18, 1),
+    *[("Resize", [IMAGE], [None, None, i(3, 5)], {"mode": mode, "axes": [2, 3], "antialias": 1, "exclude_outside": 1} | more, 18, 1)  # noqa: E501
+        for mode, more in (("linear", {}), ("cubic", {"cubic_coeff_a": -0.5}))],
+    *[("Attention", inputs, [], {"is_causal": 1} | more, 23, count)
+        for more in ({}, {"softcap": 3.0}) for inputs, count in (
+            ([Q, K, V], 1),
+            ([Q, K, V, f(5, 7)], 1),
+            ([Q, K, V, None, f(2, 3, 4, 8), f(2, 3, 4, 4)], 3),
+        )],
+    ("com.microsoft.MultiHeadAttention", [f(2, 5, 12), f(2, 3, 7, 4), f(2, 3, 7, 4), f(36)], [], {"num_heads": 3}, 18, 1),  # noqa: E501
+    *[("com.microsoft.RotaryEmbedding", [f(2, 5, 24), places], [np.cos(ANGLES)[:, :4], np.sin(ANGLES)[:, :4]], {}, 18, 1)  # noqa: E501
+        for places in (i(2), random.integers(0, 9, (2, 5)))],
 ]  # fmt: skip
+
+REFUSED = [
+    ("MaxPool", [IMAGE], [], {"kernel_shape": [2, 2]}, 12, 2),
+    ("AveragePool", [IMAGE], [], {"kernel_shape": [2, 2], "dilations": [2, 2]}, 19, 1),
+    ("BatchNormalization", [IMAGE, f(6), f(6)], [f(6), f(6, low=0.5)], {"training_mode": 1}, 15, 1),
+    ("Dropout", [X], [np.float32(0.5), np.bool_(True)], {}, 13, 1),
+    ("Cast", [X], [], {"to": TensorProto.STRING}, 13, 1),
+    ("Compress", [X, np.array([True, False, True])], [], {"axis": 0}, 13, 1),
+    ("Resize", [IMAGE], [None, np.array([1, 1, 0.5, 0.5], np.float32)], {}, 18, 1),
+    ("Resize", [IMAGE], [None, np.array([1, 2, 1, 1], np.float32)], {"mode": "linear"}, 18, 1),
+    ("Resize", [IMAGE], [None, None, i(4, 4)], {"axes": [2, 3], "keep_aspect_ratio_policy": "not_larger"}, 18, 1),
+    ("Resize", [IMAGE], [None, np.array([1, 1, 2, 2], np.float32)], {"mode": "linear", "antialias": 1}, 18, 1),
+    ("com.microsoft.SkipLayerNormalization", [X, X + 1, ROW, f(7)], [], {}, 18, 2),
+    ("com.microsoft.Attention", [f(2, 5, 12), f(12, 36), f(36), np.array([5, 4, 0, 1, 2], np.int32)], [], {"num_heads": 3}, 18, 1),  # noqa: E501
+]  # fmt: skip
+"""What has no counterpart, and must not be turned into something else."""
 
 
 def build(row) -> tuple[Model, bytes]:
@@ -227,7 +302,7 @@ def test_rules_agree_with_onnxruntime_and_have_true_gradients(row):
     given = module(*inputs)
     given = given if isinstance(given, tuple) else (given,)
     for have, want in zip(given, wanted, strict=True):
-        assert have.numpy().shape == want.shape
+        assert have.numpy().shape == want.shape and have.numpy().dtype == want.dtype
         np.testing.assert_allclose(have.numpy(), want, rtol=2e-5, atol=2e-5)
     doubles = [each.double().requires_grad_() if each.is_floating_point() else each for each in inputs]
     outputs = module.double()(*doubles)
@@ -241,6 +316,63 @@ def test_rules_agree_with_onnxruntime_and_have_true_gradients(row):
             return tuple(results[n] for n in floats)
 
         assert torch.autograd.gradcheck(only_floats, doubles, fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=label)
+def test_what_has_no_counterpart_is_an_error_that_names_the_node(row):
+    with pytest.raises(InputError, match=f"cannot turn {row[0].rpartition('.')[2]} node 'node' into PyTorch"):
+        to_torch(build(row)[0])
+
+
+def run(nodes, x: np.ndarray, constants: dict[str, np.ndarray]) -> tuple[list, list]:
+    """Return what the module and onnxruntime give for a graph from x (n, s) to y."""
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, outputs, **attributes) for kind, inputs, outputs, attributes in nodes],
+        "sizes",
+        [helper.make_tensor_value_info("x", helper.np_dtype_to_tensor_dtype(x.dtype), ["n", "s"][: x.ndim])],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return to_torch(Model.from_proto(proto))(torch.from_numpy(x)), session.run(None, {"x": x})[0]
+
+
+WIDTH = [("Shape", ["x"], ["sizes"], {}), ("Gather", ["sizes", "one"], ["width"], {})]
+LAST = [*WIDTH, ("Sub", ["width", "one"], ["last"], {}), ("Unsqueeze", ["last", "zeros"], ["places"], {})]
+FLOAT = ("Cast", ["q"], ["float"], {"to": TensorProto.FLOAT})
+SIZES = {
+    **{kind: [*WIDTH, (kind, ["width", "four"], ["test"], {}), ("Not", ["test"], ["not"], {}), ("Where", ["not", "x", "half"], ["y"], {})]  # noqa: E501
+        for kind in ("Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal")},
+    "negative quotient": [*WIDTH, ("Sub", ["four", "width"], ["d"], {}), ("Div", ["d", "two"], ["q"], {}), FLOAT, ("Add", ["x", "float"], ["y"], {})],  # noqa: E501
+    "signed remainder": [("Mod", ["minus", "two"], ["q"], {"fmod": 1}), FLOAT, ("Add", ["x", "float"], ["y"], {})],
+    "root": [("Pow", ["four", "half"], ["q"], {}), FLOAT, ("Add", ["x", "float"], ["y"], {})],
+    "last column": [*LAST, ("Concat", ["zeros", "places"], ["both"], {"axis": 0}), ("Gather", ["x", "both"], ["y"], {"axis": 1})],  # noqa: E501
+    "float like": [*WIDTH, ("CastLike", ["width", "x"], ["float"], {}), ("Mul", ["x", "float"], ["y"], {})],
+    "size": [("Size", ["x"], ["y"], {})],
+    "constant": [("Identity", ["half"], ["y"], {})],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_arithmetic_on_sizes_agrees_with_onnxruntime(name):
+    constants = {"one": 1, "two": 2, "four": 4, "minus": -7, "zeros": [0]}
+    constants = {key: np.array(value, np.int64) for key, value in constants.items()} | {"half": np.float32(0.5)}
+    have, want = run(SIZES[name], f(3, 7), constants)
+    assert isinstance(have, torch.Tensor) and have.dtype == torch.from_numpy(np.asarray(want)).dtype
+    np.testing.assert_allclose(have.numpy(), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_zeros_over_their_norm_are_zeros(p):
+    have, want = run([("LpNormalization", ["x"], ["y"], {"p": p})], np.array([[0, 0], [3, 4]], np.float32), {})
+    np.testing.assert_allclose(have.numpy(), want, rtol=1e-6)
+
+
+def test_a_split_into_one_part_is_a_tensor():
+    nodes = [("Split", ["x"], ["a"], {"num_outputs": 1}), ("Neg", ["a"], ["y"], {})]
+    have, want = run(nodes, f(3, 4), {})
+    assert np.array_equal(have.numpy(), want)
 
 
 @pytest.mark.parametrize("packed", [False, True])
