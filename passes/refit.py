@@ -17,7 +17,7 @@ from graphclone.calibration.session import resolve_provider, runnable
 from graphclone.calibration.statistics import Statistics
 from graphclone.dimensions import axis_key
 from graphclone.errors import InputError
-from graphclone.graphs import constants
+from graphclone.graphs import constants, walk
 from graphclone.linears import Linear, find_linears, heads, last_writer, left_alone, sum_of
 from graphclone.model import Model
 from graphclone.pipeline import Context
@@ -117,8 +117,10 @@ class _Refitting:
         main = {tensor.name for node in parent.graph.nodes for tensor in node.outputs} | {t.name for t in parent.inputs}
         gone = [b for s in self.analysis.stacks for b in s.blocks if b.index not in cut.blocks[s.prefix]]
         self.bypassed = {part.exit: part.entry for part in (*gone, *cut.dropped)}
-        lost = {n for b in gone for h in b.halves for n in h.nodes} | {n for h in cut.dropped for n in h.nodes}
-        found = [n for n in find_linears(self.analysis, parent, plan.untie) if n.number not in lost]
+        left = {t.name for graph in walk(self._cut(parent, plan).graph) for node in graph.nodes for t in node.outputs}
+        nodes = self.analysis.typing.nodes
+        found = find_linears(self.analysis, parent, plan.untie)
+        found = [n for n in found if nodes[n.number].op.node.outputs[0].name in left]
         self.linears = [n for n in found if n.x in main and n.y in main]
         self.inner = [(n.where, "it runs in a branch or a loop") for n in found if n not in self.linears]
         self.stacks = [stack for stack in self.analysis.stacks if set(stack.points) <= main]
@@ -127,8 +129,7 @@ class _Refitting:
         self.weights = parent.weights
         self.added = self._new_biases()
         zeros = {n.weight: np.zeros(cut.size(n.outer[0])[0]) for n in self.linears if n.weight in self.added}
-        biased = plan.with_(bias={**plan.bias, **zeros})
-        child = carry_out(cut, context.parent, self.analysis, biased, onto=parent, renumber=False)
+        child = self._cut(parent, plan.with_(bias={**plan.bias, **zeros}))
         self.places = {constant.name: constant for constant in constants(child.graph)}
         feeds = [dict(batch.feeds) for batch in open_data(context.data, parent)]
         self.masks = chosen_masks(parent, context.mask, feeds[0])
@@ -139,6 +140,9 @@ class _Refitting:
         self.slices: list[tuple[str, str]] = []
         self.errors: list[Solution] = []
         self.logits = self._logits()
+
+    def _cut(self, onto: Model, plan: Plan) -> Model:
+        return carry_out(self.cut, self.context.parent, self.analysis, plan, onto=onto, renumber=False)
 
     def _new_biases(self) -> set[str]:
         """Return the weights whose operators have no bias and may get one."""
@@ -185,7 +189,10 @@ class _Refitting:
     def _kept_halves(self, stack: Stack) -> list[tuple[Half, str]]:
         """Return the half blocks that stay, each with the parent's point of the stream where the next one begins."""
         kept = [h for i in self.cut.blocks[stack.prefix] for h in stack.blocks[i].halves if h not in self.cut.dropped]
-        return [(half, after.entry if after else stack.points[-1]) for half, after in zip(kept, [*kept[1:], None])]
+        return [
+            (half, after.entry if after else stack.points[-1])
+            for half, after in zip(kept, [*kept[1:], None], strict=True)
+        ]
 
     def _aims(self) -> dict[int, _Aim]:
         """Return what each last writer of a half block is fitted to, by its number."""
@@ -353,7 +360,7 @@ class _Refitting:
         kept = [self.context.bases.get(axis_key(axis), self.cut.picks(axis)) for axis in axes]
         if all(each is None for each in kept):
             return None
-        for axis, each in zip(axes, kept):
+        for axis, each in zip(axes, kept, strict=True):
             size = find(axis).size[0]
             each = np.arange(size) if each is None else each
             if found is None:

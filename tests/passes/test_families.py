@@ -70,6 +70,15 @@ def test_every_way_comes_closer_to_the_parent(family, route, outputs, apart):
     assert same_in_torch(both.child, fresh[0], outputs)
 
 
+@pytest.mark.parametrize("family", ["t5", pytest.param("whisper", marks=pytest.mark.long)])
+def test_both_stacks_can_lose_blocks(family, outputs, apart):
+    """The encoder's states are read by matrices of decoder blocks that go, too: these are not fitted."""
+    parent, samples, fresh = graphclone.load(zoo.export(family, "dynamo18")), samples_of(family, 8, 1), samples_of(family, 2, 500)
+    cut, wanted = 'depth{layers={"encoder":3,"decoder":3} by=uniform}', outputs(parent, fresh)
+    plain, fitted = (Pipeline.parse(f"{cut}{more}").run(parent, data=samples, provider="cpu") for more in ("", ",refit"))
+    assert apart(outputs(fitted.child, fresh), wanted) < apart(outputs(plain.child, fresh), wanted)
+
+
 def hidden_of(plan):
     return next(kept for name, kept in plan.keep.items() if name.endswith("hidden"))
 

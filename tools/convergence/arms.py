@@ -60,6 +60,7 @@ ARMS = (
     Arm("rotate", f"{MIDDLE},{RANKED},rotate"),
     # Together.
     Arm("best, 80 sequences", BEST, otherwise=BEST_UNROTATED),
+    Arm("best, 1,280 sequences", BEST, calibration=1280, otherwise=BEST_UNROTATED),
     Arm("best, mean_abs", f"{UNIFORM},{RANKED},rotate,refit", calibration=320, otherwise=f"{UNIFORM},{RANKED},refit"),
     Arm("best, squares alone", f"{BEST}{{kl=false}}", calibration=320, otherwise=f"{BEST_UNROTATED}{{kl=false}}"),
     Arm("best, blocks searched", f"search{{layers=$layers}},{OBS},rotate,refit", calibration=320),
