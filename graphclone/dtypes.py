@@ -56,8 +56,8 @@ def holds_weights(onnx_dtype: int) -> bool:
     """Tell whether weights are stored in a type: real numbers, or whole ones of at most eight bits.
 
     Example:
-        >>> [holds_weights(dtype) for dtype in (TensorProto.BFLOAT16, TensorProto.UINT4, TensorProto.INT64, TensorProto.BOOL)]
-        [True, True, False, False]
+        >>> [holds_weights(kind) for kind in (TensorProto.BFLOAT16, TensorProto.UINT4, TensorProto.INT64)]
+        [True, True, False]
     """
     if is_float(onnx_dtype):
         return True

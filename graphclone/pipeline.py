@@ -33,8 +33,8 @@ class Context:
     analysis: of the parent. seed: for random choices. notes: lines a pass tells the user. data: samples, where a pass
     measures by itself. progress: whether it shows bars. provider: where models run. mask: the input that marks padding,
     where it is not found in the graph. bases: {key of an axis: [d, d'] matrix} where a pass changed
-    the basis of an axis instead of picking indices; readers: {weight: the same for what it reads}, where a norm's weight
-    has folded into it. rankings: the scores by which passes chose what stays.
+    the basis of an axis instead of picking indices; readers: {weight: the same for what it reads}, where a norm's
+    weight has folded into it. rankings: the scores by which passes chose what stays.
     """
 
     parent: Model
@@ -186,8 +186,9 @@ class Pipeline:
     ) -> Result:
         """Run the passes and apply the plan; the child's metadata say how it was made.
 
-        analysis: of the parent, where it is at hand. native_constants: as in `surgery.apply`. progress: whether passes show
-        bars. provider: where they run models: auto, cuda or cpu. mask: the input that marks padding; else it is found.
+        analysis: of the parent, where it is at hand. native_constants: as in `surgery.apply`. progress: whether passes
+        show bars. provider: where they run models: auto, cuda or cpu. mask: the input that marks padding; else it is
+        found.
         """
         if stats is not None:
             stats.check(parent)

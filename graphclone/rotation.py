@@ -1,8 +1,8 @@
 """Prove that the basis of a width may change: every operator on it is a contraction, an addition, a norm or a move.
 
-Between two bases nothing is computed per channel, so an orthogonal matrix slips through. What scales channels one by one
-(a norm's weight, a layer scale) must fold into the matrices that read or write them. Source: SliceGPT, arXiv 2401.15024;
-the mean-free subspace that keeps the LayerNorm operator exact: see `passes/rotate.py`.
+Between two bases nothing is computed per channel, so an orthogonal matrix slips through. What scales channels one by
+one (a norm's weight, a layer scale) must fold into the matrices that read or write them. Source: SliceGPT, arXiv
+2401.15024; the mean-free subspace that keeps the LayerNorm operator exact: see `passes/rotate.py`.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,9 @@
 """Fit the operator that gives logits to what they are for: the parent's probabilities.
 
-The mean Kullback-Leibler divergence from the parent's probabilities p to the child's q = softmax(x W) is convex in W. Its
-second derivative is at most half of X'X in each column (Böhning, "Multinomial logistic regression algorithm", 1992). With
-that bound in its place a Newton step is a least-squares fit of the probabilities' error from a matrix factored once,
+The mean Kullback-Leibler divergence from the parent's probabilities p to the child's q = softmax(x W) is convex in W.
+Its second derivative is at most half of X'X in each column (Böhning, "Multinomial logistic regression algorithm",
+1992). With that bound in its place a Newton step is a least-squares fit of the probabilities' error from a matrix
+factored once,
 
     W <- W + 2 (X'X / n + r I)^-1 X'(p - q) / n,
 
@@ -23,9 +24,9 @@ from graphclone.segments import FLOAT, Joint, run
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
 STEPS = 12
 PRODUCTS, LOGITS = 5e10, 2**26
-"""RIDGES: towards the weights there are, as a fraction of the mean eigenvalue; each starts where the last one ended, and
-the rows held out choose. STEPS: of each. PRODUCTS: of one step, LOGITS: of one batch; where there are more, every k-th
-row counts."""
+"""RIDGES: towards the weights there are, as a fraction of the mean eigenvalue; each starts where the last one ended,
+and the rows held out choose. STEPS: of each. PRODUCTS: of one step, LOGITS: of one batch; where there are more, every
+k-th row counts."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ def _climb(
 class Probabilities:
     """A session that compares the child's probabilities with the parent's.
 
-    joint: holds x [T, K], what the child's operator reads, and t [T, N], the parent's logits. size: (K, N). held: for each
-    batch, whether it is for judging; where none is, all are. rows: of all batches. mask: the input that marks real tokens.
+    joint: holds x [T, K], what the child's operator reads, and t [T, N], the parent's logits. size: (K, N). held: for
+    each batch, whether it is for judging; where none is, all are. rows: of all batches. mask: the input that marks real
+    tokens.
     """
 
     joint: Joint

@@ -16,10 +16,10 @@ def choose_by_obs(second: np.ndarray, weight: np.ndarray, groups: Sequence[np.nd
     """Return the groups that stay, ascending: greedily, the group whose loss the others can best make up for goes.
 
     second: E[x x'] [d, d]. weight: what reads x, [d, n]. groups: positions of each unit (a head has several).
-    The loss of a group S is tr(W_S' (H^-1_SS)^-1 W_S); after it the others take it over and H^-1 is downdated. Where more
-    than 256 groups go, each round takes several, greedily among the cheapest. In double precision, damped by a thousandth
-    of the mean eigenvalue. Source: SparseGPT (arXiv 2301.00774) for the downdates, SlimGPT (arXiv 2412.18110) for groups
-    of rows.
+    The loss of a group S is tr(W_S' (H^-1_SS)^-1 W_S); after it the others take it over and H^-1 is downdated. Where
+    more than 256 groups go, each round takes several, greedily among the cheapest. In double precision, damped by a
+    thousandth of the mean eigenvalue. Source: SparseGPT (arXiv 2301.00774) for the downdates, SlimGPT (arXiv
+    2412.18110) for groups of rows.
 
     Example:
         >>> x = np.array([[1.0, 1.0, 0.0], [2.0, 2.0, 1.0], [0.0, 0.0, 3.0]])  # units 0 and 1 say the same

@@ -52,8 +52,9 @@ class Solution:
 def solve(moments: Moments, targets: "Targets", before: np.ndarray, ridge: float, intercept: bool) -> Solution:
     """Return W' = W + (X'X + r I)^-1 X'(Y - X W) with r = ridge * trace(X'X) / K; the intercept is not drawn to W's.
 
-    before: the weights there are, [K+1, N]. targets: yields the columns of Y. Where the rows held out refuse a solution,
-    or the matrix is ill-conditioned, a ridge ten and a hundred times as strong is tried; then the weights stay.
+    before: the weights there are, [K+1, N]. targets: yields the columns of Y. Where the rows held out refuse a
+    solution, or the matrix is ill-conditioned, a ridge ten and a hundred times as strong is tried; then the weights
+    stay.
 
     Example:
         >>> x = np.random.default_rng(0).standard_normal((99, 3))

@@ -24,12 +24,12 @@ MOST_SHIFT = 1e3  # times the gain: beyond, a norm's bias in the new basis would
 class Rotate:
     """Replace the choice of channels of every cut hidden width by its principal directions.
 
-    The covariance is that of the normalised stream, with an equal vote of every norm (arXiv 2401.15024 for the rotation;
-    balanced over depth). Norm weights fold into their readers first. For RMSNorm the d' main directions are kept; for
-    LayerNorm d' - 1 of them, mapped into the mean-free subspace of R^d', where the operator stays exact:
+    The covariance is that of the normalised stream, with an equal vote of every norm (arXiv 2401.15024 for the
+    rotation; balanced over depth). Norm weights fold into their readers first. For RMSNorm the d' main directions are
+    kept; for LayerNorm d' - 1 of them, mapped into the mean-free subspace of R^d', where the operator stays exact:
     M = V U' with U orthogonal to the vector of ones. What readers take from a norm's bias along the parent's vector of
-    ones goes along the child's, which the stream leaves free. Each norm's gain becomes sqrt(kept energy / d'), a number.
-    Runs after `width`, which sets the sizes.
+    ones goes along the child's, which the stream leaves free. Each norm's gain becomes sqrt(kept energy / d'), a
+    number. Runs after `width`, which sets the sizes.
     untie: a tied head, into which no norm can fold, gets a matrix of its own; the framework's class may have no place
     for it.
     skip: where a node forbids it, tell and go on with the plan as it is, instead of raising CutError.

@@ -27,7 +27,8 @@ class Search:
     layers: blocks to keep, a number or {stack: number}. halves: half blocks to drop instead, a number (BlockPruner,
     arXiv 2406.10594). generations, offspring: of the evolutionary search after the greedy one (EvoPress, arXiv
     2410.14649). tokens: how much of the samples is run per candidate.
-    What is minimised is KL(parent || child) of the logits, or the relative squared error where the outputs are features.
+    What is minimised is KL(parent || child) of the logits, or the relative squared error where the outputs are
+    features.
 
     Example:
         search{layers=6 generations=4}

@@ -8,8 +8,8 @@
 
 Native: the Hugging Face class with sdpa attention, no dropout, random weights. Converted: its export (torch.onnx,
 dynamo, opset 18) through `graphclone.to_torch`. A step is forward, cross-entropy, backward and AdamW, on one batch for
-both; both must start at the same loss. Time: the median ratio of at least 20 pairs, with its 95 % bootstrap interval; in one
-half of the pairs the native module's tensors were allocated first, in the other the converted one's.
+both; both must start at the same loss. Time: the median ratio of at least 20 pairs, with its 95 % bootstrap interval;
+in one half of the pairs the native module's tensors were allocated first, in the other the converted one's.
 Peak memory: weights, gradients and AdamW's moments, and the most that PyTorch allocates on top of them during one step.
 """
 

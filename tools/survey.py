@@ -2,11 +2,13 @@
 
     python tools/survey.py [--cache FILE] [--again] [PATTERN ...]     as in `gpt2:* *:legacy17 tf/*`
     python tools/survey.py --page                                     only write the page from what the cache holds
-    python tools/survey.py --cache MINE --no-page '*:fp16' 'bert:*'   rows of some routes or architectures, beside others
-    python tools/survey.py --merge MINE                               take rows of another cache over, and write the page
+    python tools/survey.py --cache MINE --no-page '*:fp16' 'bert:*'   rows of some routes or architectures, beside
+    others python tools/survey.py --merge MINE                               take rows of another cache over, and write
+    the page
 
-Each row is a line of JSON in the cache, so that the survey goes on where it was stopped; of two of a name the last counts. A row is an architecture of
-the zoo by one exporter, or a checked-in export of another framework with that framework's own smaller models beside it.
+Each row is a line of JSON in the cache, so that the survey goes on where it was stopped; of two of a name the last
+counts. A row is an architecture of the zoo by one exporter, or a checked-in export of another framework with that
+framework's own smaller models beside it.
 """
 
 import fnmatch
@@ -48,10 +50,10 @@ PAGE = ROOT / "docs" / "coverage.md"
 TOLERANCE = 1e-5
 LARGEST = {"few": 5e-2, "fp16": 2**-10 * 8, "bf16": 2**-7 * 8}
 TIMES = 8
-"""Where a route rounds numbers, the framework's model takes the weights that the file holds. What the file rounds besides
-(scales, rotary tables, indexed bias tables, one use of a weight and not the other) sets even the uncut model apart from
-the framework's; a child, in which fewer terms hide it, may be so many times as far, and never more than the largest. A wrong
-slice is off by a tenth; verify judges the same slices to 1e-5 without the framework."""
+"""Where a route rounds numbers, the framework's model takes the weights that the file holds. What the file rounds
+besides (scales, rotary tables, indexed bias tables, one use of a weight and not the other) sets even the uncut model
+apart from the framework's; a child, in which fewer terms hide it, may be so many times as far, and never more than the
+largest. A wrong slice is off by a tenth; verify judges the same slices to 1e-5 without the framework."""
 SHARE = 2 / 3
 
 

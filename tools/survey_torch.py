@@ -1,8 +1,8 @@
 """Judge a model as PyTorch: the module's outputs against onnxruntime's, its gradients, and its standalone source.
 
-Where a model computes in 16 bits or rounds activations to few, a difference in the last bit of a sum becomes a whole step.
-So the copy of it that does neither is what must agree to the last digits, and the model as it is must be as near as its
-rounding lets two runs of it be.
+Where a model computes in 16 bits or rounds activations to few, a difference in the last bit of a sum becomes a whole
+step. So the copy of it that does neither is what must agree to the last digits, and the model as it is must be as near
+as its rounding lets two runs of it be.
 """
 
 import importlib.util

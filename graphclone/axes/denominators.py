@@ -2,8 +2,8 @@
 
 A norm written as ReduceSum and a division by the constant 64.0 (Keras on JAX) or a product with 1/64 (jax2tf) gives
 silently wrong outputs after a cut, and no permutation shows it. What counts is where the number stands - next to a
-reduction over that axis, or as a uniform weight contracted with it - and only then its value. The scale of queries times
-keys is none of these: it keeps the parent's value.
+reduction over that axis, or as a uniform weight contracted with it - and only then its value. The scale of queries
+times keys is none of these: it keeps the parent's value.
 """
 
 from collections.abc import Iterator, Sequence

@@ -39,7 +39,8 @@ class Typing:
     text: its signature. sizes: of names that the inputs alone do not determine. stores: sizes kept in the node.
     fixed: names this operator forbids to cut. indexes: {input: name} where the input's values are positions on an
     axis; yields: {output: name} where the output's values are. moves: the first output rearranges the first input's
-    values without computing. minimum: {name: least size}. fills: names of new axes along which the output repeats itself.
+    values without computing. minimum: {name: least size}. fills: names of new axes along which the output repeats
+    itself.
     """
 
     text: str

@@ -77,7 +77,8 @@ class Symbols:
         """Return a symbol that a Reshape takes for another: {symbol: the one to use in its place}; empty where none is.
 
         A decoder groups what it reads of the encoder by the batch of its own ids, which the file calls another symbol.
-        Symbols are one where the same axis of two inputs is meant, and the Reshape then has as many entries as it reads.
+        Symbols are one where the same axis of two inputs is meant, and the Reshape then has as many entries as it
+        reads.
         """
         for read, target, _ in regroupings:
             for symbol in self._fed:

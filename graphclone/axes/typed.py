@@ -52,7 +52,8 @@ class AxisTyping:
     node in order. sites: what surgery rewrites. index_axes: {integer graph input: the axis its values range over},
     position_outputs the same of graph outputs. written: symbolic sizes that only one number fits: {symbol: (the number,
     the node that says so)}.
-    minimum: (axis, least size, node) triples. fills: (axis of a generated fill, axis it broadcasts against) pairs. unknown: nodes without a rule. values: known shape arithmetic.
+    minimum: (axis, least size, node) triples. fills: (axis of a generated fill, axis it broadcasts against) pairs.
+    unknown: nodes without a rule. values: known shape arithmetic.
     """
 
     types: dict[str, Axes | None] = field(default_factory=dict)

@@ -60,8 +60,8 @@ def command(
 
     V is a size N, or stack=N,stack=N, or [n0,n1,..] with one entry per kept block. Metrics: mean_abs, l2, variance,
     output_aware, obs, first, uniform, random; for blocks: middle, relative_magnitude, block_influence, uniform, first.
-    Samples (--data) or statistics (--stats) are needed where a metric measures activations. The recipe best also rotates
-    the residual stream where the graph allows it, and refits the linear operators by least squares.
+    Samples (--data) or statistics (--stats) are needed where a metric measures activations. The recipe best also
+    rotates the residual stream where the graph allows it, and refits the linear operators by least squares.
     """
     if data is not None and stats is not None:
         raise click.UsageError("give --data or --stats, not both")

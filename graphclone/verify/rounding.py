@@ -30,8 +30,8 @@ def rounds(model: Model) -> bool:
 def unrounded(model: Model) -> Model:
     """Return a copy that computes with activations as they are where the model rounds them to few bits.
 
-    QuantizeLinear up to the DequantizeLinear by the same scale behind it, DynamicQuantizeLinear before MatMulInteger and
-    ConvInteger; what else computes with whole numbers (QLinearMatMul, a scale per channel) stays.
+    QuantizeLinear up to the DequantizeLinear by the same scale behind it, DynamicQuantizeLinear before MatMulInteger
+    and ConvInteger; what else computes with whole numbers (QLinearMatMul, a scale per channel) stays.
     """
     if not rounds(model):
         return model

@@ -15,7 +15,8 @@ ADDING = {"Add", "Sub", "Sum", "Max", "Min", "Mean", "Where"}
 def summed_beside_zero(typing: AxisTyping) -> list[Axis]:
     """Return axes over which two activations are contracted of which neither is zero where its weights are.
 
-    Linear attention's feature maps are such: a dropped index would add nothing to the sum, a zeroed one adds a constant.
+    Linear attention's feature maps are such: a dropped index would add nothing to the sum, a zeroed one adds a
+    constant.
 
     Example:
         summed_beside_zero(graphclone.analyse(model).typing)

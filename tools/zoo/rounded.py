@@ -25,8 +25,8 @@ NEAR = 0.15  # of the largest entry: half a step of four bits is 1/14 of it
 def round_like(module: nn.Module, model: Model, layout: Layout) -> Layout:
     """Set each parameter to what an export holds of it, in place; what it lacks stays.
 
-    An export may round a matrix that looks words up otherwise than the same one that makes logits: where modules share a
-    parameter, each takes its own, and the layout returned has rows for both.
+    An export may round a matrix that looks words up otherwise than the same one that makes logits: where modules share
+    a parameter, each takes its own, and the layout returned has rows for both.
     """
     found: dict[tuple[int, ...], list[tuple[np.ndarray, bool]]] = {}
     for values, looked_up in stored(model):
