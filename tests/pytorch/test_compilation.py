@@ -1,4 +1,4 @@
-"""Compilation: one graph for all sizes, and torch.export."""
+"""Compilation: one graph for all sizes, torch.export, and back to ONNX."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import zoo
 
 import graphclone
 from graphclone.pytorch import to_torch
+from graphclone.verify.running import run
 
 
 @pytest.mark.parametrize(("family", "route"), [("gpt2", "dynamo18"), ("llama", "legacy17")])
@@ -35,3 +36,20 @@ def test_torch_export_keeps_sizes_dynamic():
     other = [torch.from_numpy(zoo.feeds("bert", 2, 5)[value.name]) for value in model.inputs]
     for given, want in zip(program.module()(*other), module(*other), strict=True):
         assert torch.allclose(given, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "vit"])
+def test_a_module_goes_back_to_onnx_and_keeps_its_names(family, tmp_path):
+    model = graphclone.load(zoo.export(family, "dynamo18"))
+    module, names = to_torch(model).eval(), [value.name for value in model.inputs]
+    feeds = [torch.from_numpy(zoo.feeds(family, 3, 9)[name]) for name in names]
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=40)}
+    dims = tuple(sizes if each.dim() == 2 else {0: sizes[0]} for each in feeds)
+    path = tmp_path / "again.onnx"
+    torch.onnx.export(module, tuple(feeds), path, dynamo=True, dynamic_shapes=dims, input_names=names, verbose=False)
+    again, other = graphclone.load(path), zoo.feeds(family, 2, 5)
+    (given,) = run(again, [{name: other[name] for name in names}])
+    outputs = module(*[torch.from_numpy(other[name]) for name in names])
+    for have, want in zip(given.values(), outputs if isinstance(outputs, tuple) else (outputs,), strict=True):
+        assert abs(have - want.detach().numpy()).max() <= 1e-5 * want.abs().max()
+    assert to_torch(again).state_dict().keys() == module.state_dict().keys()
