@@ -1,10 +1,9 @@
 """Judge the engine on every architecture by every route, a row at a time, and write docs/coverage.md.
 
-    python tools/survey.py [--cache FILE] [--again] [PATTERN ...]     as in `gpt2:* *:legacy17 tf/*`
-    python tools/survey.py --page                                     only write the page from what the cache holds
-    python tools/survey.py --cache MINE --no-page '*:fp16' 'bert:*'   rows of some routes or architectures, beside
-    others python tools/survey.py --merge MINE                               take rows of another cache over, and write
-    the page
+    python tools/survey.py [--cache FILE] [--again] [PATTERN ...]    as in `gpt2:* *:legacy17 tf/*`
+    python tools/survey.py --page                                    only write the page from what the cache holds
+    python tools/survey.py --cache MINE --no-page '*:fp16' 'bert:*'  some routes or architectures, beside others
+    python tools/survey.py --merge MINE                              take another cache's rows over, write the page
 
 Each row is a line of JSON in the cache, so that the survey goes on where it was stopped; of two of a name the last
 counts. A row is an architecture of the zoo by one exporter, or a checked-in export of another framework with that
@@ -99,6 +98,7 @@ def _judged(row: str) -> dict:
     if route:
         found["missing"] = [name for name in zoo.dimensions(family) if not _meant(name, family, analysis)]
         found["folded"] = _folded(model, family)
+        found["blockless"] = _blockless(analysis, family)
         found |= _of_zoo(model, analysis, family, route)
     elif (FIXTURES / f"{row}.npz").exists():
         found |= _of_fixture(model, analysis, row)
@@ -309,6 +309,17 @@ def _figures(
             worst[label] = float("inf")
             print(f"    {label}: {type(error).__name__}: {' '.join(str(error).split())[:200]}", flush=True)
     return worst
+
+
+def _blockless(analysis: Analysis, family: str) -> str:
+    """Say what keeps the stacks of a family from being found, if nothing was found: sums of whole numbers."""
+    if analysis.stacks or not zoo.family(family).layout.stacks:
+        return ""
+    sums = [node.op for node in analysis.typing.nodes if node.op.type == "QLinearAdd"]
+    if not sums:
+        return "no stack of blocks was found"
+    first = f"{sums[0].type} node '{sums[0].node.name}'"
+    return f"no blocks: {first} gives the stream on in whole numbers, with a scale that differs from block to block"
 
 
 def _folded(model: Model, family: str) -> list[str]:

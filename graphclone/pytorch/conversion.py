@@ -19,6 +19,7 @@ from graphclone.pytorch.parameters import Stored, classify, numbers
 from graphclone.pytorch.probing import probe
 from graphclone.pytorch.program import Op, Program, Value, read
 from graphclone.pytorch.quantization import fold_quantized
+from graphclone.pytorch.quantized_operators import dequantize_operands
 from graphclone.pytorch.registry import RULES, rule
 from graphclone.pytorch.rewriting import Result, Uses, new_op, new_value, rewrite
 from graphclone.weights import Weight
@@ -60,6 +61,7 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     Raises: InputError that lists all operators without a rule.
     """
     program = read(model)
+    dequantize_operands(program)
     fold_quantized(program)
     names = Names(model, program, graph_metadata(model))
     numbers(program, names)

@@ -132,7 +132,7 @@ def _fold_blockwise_matmul(op: Op, made: Made) -> Result:
 
 
 def _fold_integer_convolution(op: Op, made: Made) -> Result:
-    """A stored kernel is floats in units of its scale; what is padded stands for zero, so the activation's zero point goes first."""
+    """A stored kernel is floats in units of its scale; the activation's zero point goes before zeros are padded."""
     if not _are_stored(op[1], op[3] or op[1]):
         return None
     one = np.float32(1)
