@@ -128,8 +128,8 @@ class Pipeline:
     """Passes in order.
 
     Example:
-        >>> Pipeline.parse("depth{layers=8 by=middle},width{hidden=384}").text()  # doctest: +SKIP
-        'depth{layers=8 by=middle},width{hidden=384}'
+        >>> Pipeline.parse("depth{layers=8 by=middle},width{hidden=384}").text()  # defaults are left out
+        'depth{layers=8},width{hidden=384}'
     """
 
     passes: tuple[Pass, ...]
