@@ -42,7 +42,7 @@ def exported(tmp_path_factory):
 
 
 def test_a_real_parent_halves_and_trains(exported):
-    model, path, samples = exported
+    _, path, samples = exported
     parent = graphclone.load(path)
     feeds = {tensor.name: samples[tensor.name] for tensor in parent.inputs}
     stats = graphclone.calibrate(parent, feeds, provider="cpu", progress=False)

@@ -75,7 +75,7 @@ def packed_attention(op: Op) -> Typing | None:
     heads = int(op.attribute("num_heads"))
     listed = op.attribute("qkv_hidden_sizes")
     width = op.sizes(1)[1][0]
-    q, k, v = [int(entry) for entry in listed] if listed else [width // 3] * 3
+    q, _, v = [int(entry) for entry in listed] if listed else [width // 3] * 3
     cached = (op.has(4) and op.axes[4] is not None) or op.wants(1)
     value = "d" if cached and q == v else "v"  # keys and values lie in one cache
     sizes = {"h": (heads,), "d": (q // heads,), "v": (v // heads,)}

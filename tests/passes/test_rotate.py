@@ -99,7 +99,7 @@ def test_channels_that_a_norm_hides_are_no_obstacle(make, samples, outputs, apar
 def test_a_bias_without_a_weight_is_refused(make, samples, run_pipeline):
     parent = make()
     _set(parent, "norm1.gain", 3, 0.0)
-    with pytest.raises(CutError, match="node_norm1.*scales channel 3 by nearly nothing and shifts it"):
+    with pytest.raises(CutError, match=r"node_norm1.*scales channel 3 by nearly nothing and shifts it"):
         run_pipeline(f"{CUT},rotate", parent, samples)
 
 
