@@ -3,12 +3,16 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from graphclone.analysis import analyse
 from graphclone.axes.axis import leaves
 from graphclone.model import Model, load
+from graphclone.pytorch import to_torch
 from graphclone.verify import verify
+from graphclone.verify.running import run
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHUFFLED = ["jax/scan", "optimum/bart/decoder_model", "optimum/gpt2/model", "paddle/vit", "tf/bert"]
@@ -82,6 +86,10 @@ def test_a_length_that_an_exporter_wrote_into_a_reshape(graph) -> None:
     assert analysis.typing.types["x"][1].lock == "axis 1 of graph input 'x'"
     report = verify(model, analysis=analysis)
     assert report.ok, str(report)
+    draw = np.random.default_rng(0)
+    feeds = {name: draw.standard_normal((3, 7, 12)).astype(np.float32) for name in ("x", "z")}
+    given = to_torch(model)(*map(torch.from_numpy, feeds.values()))
+    assert np.abs(given.detach().numpy() - run(model, [feeds])[0]["y"]).max() < 1e-5
 
 
 BATCH_OF_ANOTHER = """(int64[A, S] read, int64[B, T] ids) => (float[B, T, 12] y) <

@@ -65,7 +65,7 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     fold_quantized(program)
     names = Names(model, program, graph_metadata(model))
     numbers(program, names)
-    probe(program, model.inputs)
+    probe(program, model)
     classify(program, model, names)
     for stage in STAGES:
         for idiom in stage:

@@ -1,13 +1,16 @@
 """Probing: run every operator's code on tensors without storage, for several sizes, to learn shapes and types."""
 
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx_graphsurgeon as gs
 import torch
 
+from graphclone.axes.solver import type_axes
 from graphclone.errors import InputError
+from graphclone.model import Model
 from graphclone.pytorch import helpers, known
 from graphclone.pytorch.code import Code, Marker, render
 from graphclone.pytorch.program import Op, Program, Unsupported, Value
@@ -33,21 +36,21 @@ class ShapeMismatch(Exception):
     """A guess about which input axes are equal that the graph contradicts."""
 
 
-def probe(program: Program, inputs: Iterable[gs.Variable]) -> None:
+def probe(program: Program, model: Model) -> None:
     """Fill `code`, `dims`, `dtype` and `known` of the whole program.
 
     Axes are tried with as few equalities as the graph admits: by name first, then the first axes of all inputs
-    equal, then the second axes of integer inputs too.
+    equal, then those that the analysis of axes found equal, then the second axes of integer inputs too.
 
     Raises: InputError listing every operator that has no rule, or one whose rule does not hold.
     """
     missing = sorted({op.key for op in program.ops if op.key not in RULES and op.type not in known.FUNCTIONS})
     if missing:
         raise InputError(unknown_operators(program, missing))
-    inputs = list(inputs)
+    inputs = list(model.inputs)
     problem: Exception | None = None
     for sizes in SIZES:
-        for shared in (_by_name, _by_first_axis, _by_role):
+        for shared in (_by_name, _by_first_axis, functools.partial(_by_analysis, model), _by_role):
             try:
                 return _Probe(program, shared(inputs), sizes).run(inputs)
             except ShapeMismatch as error:
@@ -88,6 +91,23 @@ def _by_first_axis(inputs: list[gs.Variable]) -> Axes:
     return {key: firsts[0] if name in firsts else name for key, name in result.items()}
 
 
+def _by_analysis(model: Model, inputs: list[gs.Variable]) -> Axes:
+    """Let axes be equal that operators make equal: the lengths of ids and of their mask, which the file names apart.
+
+    An axis for which the graph admits one size alone is named by that number.
+    """
+    types = type_axes(model).types
+    first: dict[tuple[int, ...], str] = {}
+    result = {}
+    for (tensor, axis), name in _by_name(inputs).items():
+        size = types[tensor][axis].size if types.get(tensor) else ()
+        if size and size[0] == size[-1]:
+            result[tensor, axis] = str(size[0])
+        else:
+            result[tensor, axis] = name if SUM.match(name) or not size else first.setdefault(size, name)
+    return result
+
+
 def _by_role(inputs: list[gs.Variable]) -> Axes:
     result = _by_first_axis(inputs)
     ranks = {tensor.name: len(tensor.shape or ()) for tensor in inputs}
@@ -100,8 +120,8 @@ SUM = re.compile(r"^\s*([\w.]+)\s*\+\s*([\w.]+)\s*$")
 
 def _number(axes: Axes, sizes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Give each name its sizes in the probes; `past + sequence` is their sum."""
-    result: dict[str, tuple[int, ...]] = {}
-    plain = [name for name in dict.fromkeys(axes.values()) if not SUM.match(name)]
+    result = {name: (int(name),) * PROBES for name in axes.values() if name.isdigit()}
+    plain = [name for name in dict.fromkeys(axes.values()) if not SUM.match(name) and name not in result]
     for position, name in enumerate(plain):
         result[name] = tuple(
             sizes[(position + 3 * index) % len(sizes)] + 40 * (position // 4) for index in range(PROBES)
