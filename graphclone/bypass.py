@@ -234,18 +234,17 @@ def remove_dead(graph: gs.Graph) -> None:
 def _numbering(child: Model, stack: Stack) -> list[tuple[str, int]]:
     """Return the (text before, offset) pairs by which names carry a block's number, as ('transformer.h.', 0).
 
-    One that is in names of several blocks alone is none: four rotary tables for all are not the tables of four blocks.
+    Names that several blocks read tell nothing, but those of caches: four tables for all are not a table of each block.
     """
     common: set[tuple[str, int]] | None = None
-    own: set[tuple[str, int]] = set()
+    ends = {tensor.name for tensor in (*child.graph.inputs, *child.graph.outputs)}
     names = [_names_in(child, block) for block in stack.blocks]
     times = Counter(itertools.chain.from_iterable(names))
     for block, mine in zip(stack.blocks, names, strict=True):
-        found = [(name, place) for name in mine for place in _places(name, block.index)]
-        here = {place for _, place in found}
-        own |= {place for name, place in found if times[name] == 1}
+        own = [name for name in mine if times[name] == 1 or name in ends]
+        here = {place for name in own for place in _places(name, block.index)}
         common = here if common is None else common & here
-    return sorted(own & (common or set()))
+    return sorted(common or ())
 
 
 def _places(name: str, number: int) -> Iterator[tuple[str, int]]:
