@@ -47,8 +47,9 @@ def to_torch(
     checkpoint_blocks: whether blocks compute their activations again in the backward pass, which saves memory.
     init: "random" for fresh weights of the same shapes, drawn with `seed`; None keeps the model's.
     checkpoint: the framework's state dict, a .safetensors file or a folder of them, to recover lost names by value.
-        Weights that the exporter computed from several of its tensors are computed anew from those; what the graph
-        lacks is kept for the state dict as parameters that nothing reads and that take no gradient.
+        Weights that the exporter computed from its tensors are computed anew from those (running statistics of a batch
+        norm stay what they are); what the graph lacks is kept for the state dict as buffers, and as parameters that
+        nothing reads and that take no gradient. A model of other sizes than the checkpoint's gets no more than names.
 
     Raises: InputError that lists every operator without a PyTorch rule.
 
