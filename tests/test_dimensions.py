@@ -169,3 +169,11 @@ def test_a_head_that_an_operator_turns_is_named_by_all_its_indices(graph) -> Non
     named = {d.name: d.size for d in analyse(graph(ROTARY)).dimensions if not d.locked}
     heads = {"blocks.0.kv_heads": 2, "blocks.0.queries_per_kv": 3, "blocks.0.head_dim": 16}
     assert named == {"hidden": 12, "vocab": 17} | heads
+
+
+def test_the_length_of_ids_is_a_number_of_positions(graph) -> None:
+    model = graph(
+        "(int64[B, 7] ids, float[B, 7, 3] x) => (float[B, 7, 5] y) <float[17, 5] table, float[7, 5] places, float[3, 5] w> {"
+        " e = Gather(table, ids)  p = Add(e, places)  c = MatMul(x, w)  y = Add(p, c) }"
+    )
+    assert {d.name: d.size for d in analyse(model).dimensions if d.locked} == {"positions": 7}

@@ -9,12 +9,14 @@ from graphclone.axes.axis import Axis, is_fill, leaves
 from graphclone.axes.contractions import is_weight
 from graphclone.axes.typed import AxisTyping
 from graphclone.dimensions.widths import outer_parts
+from graphclone.graphs import holds_floats
 
 
 class Carriers:
     """The names of the float initializers (or float inputs) that carry each atom.
 
-    fed: ids of the locked atoms of graph inputs: their batch and length, where the export fixed them.
+    fed: ids of the locked atoms of graph inputs: their batch and length, where the export fixed them. counted: ids of
+    the atoms of ids, masks and other inputs that hold no floats, which have no channels.
     """
 
     def __init__(self, typing: AxisTyping, graph: gs.Graph):
@@ -29,6 +31,8 @@ class Carriers:
                             self._names[id(leaf)].add(name)
         inputs = (axis for tensor in graph.inputs for axis in typing.types.get(tensor.name) or ())
         self.fed = {id(leaf) for axis in inputs for leaf in leaves(axis) if leaf.lock is not None}
+        whole = (axis for t in graph.inputs if not holds_floats(t) for axis in typing.types.get(t.name) or ())
+        self.counted = {id(leaf) for axis in whole for leaf in leaves(axis)}
 
     def of(self, leaf: Axis) -> set[str]:
         """Return the names of what carries an atom."""

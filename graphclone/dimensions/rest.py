@@ -33,7 +33,7 @@ def name_rest(found: Collection, nodes: Sequence[TypedNode], carriers: Carriers,
     for _, i, slot, leaf in first:
         blocks = dict.fromkeys(places.blocks[other] for _, other, *_ in uses[id(leaf)])
         if leaf.lock is not None:
-            found.add("free", leaf, _fixed_name(leaf, nodes[i], slot, found.names()))
+            found.add("free", leaf, _fixed_name(leaf, nodes[i], slot, carriers, found.names()))
         elif None in blocks:
             kind = places.kind(other for _, other, *_ in uses[id(leaf)])
             found.add("free", leaf, f"{kind}_{numbers[kind]}")
@@ -46,9 +46,9 @@ def name_rest(found: Collection, nodes: Sequence[TypedNode], carriers: Carriers,
             found.add("free", leaf, name if len(members) == 1 else f"{name}_{number}", prefix, index)
 
 
-def _fixed_name(leaf: Axis, node: TypedNode, slot: int, taken: set[str]) -> str:
+def _fixed_name(leaf: Axis, node: TypedNode, slot: int, carriers: Carriers, taken: set[str]) -> str:
     """Name a locked width that nothing else names: channels, kernel, packing, unknown or positions, numbered."""
-    if "of graph input" in leaf.lock:
+    if "of graph input" in leaf.lock and id(leaf) not in carriers.counted:
         kind = "channels"
     elif leaf.lock.startswith("no axis rule"):
         kind = "unknown"
