@@ -236,7 +236,7 @@ def test_operators_on_integers_alone_are_float_operators_between_two_scales(name
     """onnxruntime rounds the same numbers, so that few results, those near a tie, are a step apart."""
     inputs, constants, attributes = WHOLE[name]
     zero = {"w_z": np.uint8(7)} if any(each.dtype == np.uint8 for each in constants.values()) else {}
-    constants = STEP | KERNEL | zero | {"y_s": np.float32(0.04), "y_z": np.uint8(100)} | constants
+    constants = STEP | KERNEL | zero | {"y_s": np.float32(0.0437), "y_z": np.uint8(100)} | constants
     nodes = [
         ("QuantizeLinear", ["x", "s", "z"], ["q"], {}),
         (name, inputs, ["i"], attributes),
@@ -245,7 +245,7 @@ def test_operators_on_integers_alone_are_float_operators_between_two_scales(name
     proto, x = build(nodes, {key: each for key, each in constants.items() if key in {*inputs, "s", "z"}}), f(3, 4)
     module = to_torch(Model.from_proto(proto))
     have, want = module(torch.from_numpy(x)).detach().numpy(), session(proto.SerializeToString()).run(None, {"x": x})[0]
-    assert have.shape == want.shape and np.abs(have - want).max() <= 0.041
+    assert have.shape == want.shape and np.abs(have - want).max() <= 0.0438
     assert np.mean(np.abs(have - want) > 1e-5) < 0.1
 
 
