@@ -23,7 +23,7 @@ def test_show_is_readable_at_80_columns(cli, model):
 
 def test_show_json_describes_dimensions_and_blocks(cli, model):
     value = json.loads(cli("show", model, "--json").out)
-    assert set(value) == {"model", "dimensions", "stacks", "ties", "unknown"}
+    assert set(value) == {"model", "dimensions", "stacks", "ties", "unknown", "fixed"}
     dimensions = {item["name"]: item for item in value["dimensions"]}
     assert set(dimensions["hidden"]) == {
         "name", "size", "role", "aliases", "locked", "weights", "blocks", "stack", "minimum",
