@@ -1,7 +1,7 @@
 """Width: which indices of hidden, FFN, heads and head dim stay."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -283,17 +283,17 @@ def allocate(axis: Axis, target: int) -> dict[int, int] | None:
 
 
 def _allocate_sum(axis: Axis, target: int) -> dict[int, int] | None:
-    distinct = list({id(leaf): leaf for leaf in leaves(axis)}.values())
-    weights = [axis.size[0] * _multiplicity(axis, leaf) for leaf in distinct]
-    repeats = [weight // axis.size[0] for weight in weights]
+    kept = {id(leaf): leaf.size[0] for leaf in leaves(axis)}
+    distinct = list({id(leaf): leaf for leaf in _outermost(axis)}.values())
+    repeats = [_multiplicity(axis, leaf) for leaf in distinct]
+    whole = axis.size[0] - sum(leaf.size[0] * times for leaf, times in zip(distinct, repeats, strict=True))
 
     def search(position: int, left: int, counts: list[int]) -> list[int] | None:
         if position == len(distinct):
             return counts if left == 0 else None
         leaf, times = distinct[position], repeats[position]
         ideal = leaf.size[0] * target / axis.size[0]
-        options = [leaf.size[0]] if leaf.lock or leaf.size[0] == 1 else range(1, leaf.size[0] + 1)
-        for count in sorted(options, key=lambda c: (abs(c - ideal), c)):
+        for count in sorted(range(1, leaf.size[0] + 1), key=lambda c: (abs(c - ideal), c)):
             if (
                 count * times <= left
                 and (found := search(position + 1, left - count * times, [*counts, count])) is not None
@@ -301,8 +301,20 @@ def _allocate_sum(axis: Axis, target: int) -> dict[int, int] | None:
                 return found
         return None
 
-    found = search(0, target, [])
-    return None if found is None else {id(leaf): count for leaf, count in zip(distinct, found, strict=True)}
+    found = search(0, target - whole, [])
+    return None if found is None else kept | {id(leaf): count for leaf, count in zip(distinct, found, strict=True)}
+
+
+def _outermost(axis: Axis) -> Iterator[Axis]:
+    """Yield the atoms whose counts make an axis smaller: those that are free, of a product those of one factor."""
+    axis = find(axis)
+    if axis.kind == "atom":
+        yield from [axis] if axis.lock is None and axis.size[0] > 1 else []
+    elif axis.kind == "sum":
+        for part in axis.parts:
+            yield from _outermost(part)
+    else:
+        yield from next((found for part in axis.parts if (found := list(_outermost(part)))), [])
 
 
 def _multiplicity(axis: Axis, leaf: Axis) -> int:

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from graphclone.axes.axis import Axis, lock, product, total
 from graphclone.errors import CutError
 from graphclone.pipeline import Pipeline
 from graphclone.subclone import calibrate
+from passes.width import allocate
 
 BLOCK = """
     h{n} = MatMul({x}, up{n})  t{n} = Relu(h{n})
@@ -35,3 +37,14 @@ def test_packed_weights_are_not_taken_for_numbers(graph, metric):
     stats = calibrate(model, samples, provider="cpu", progress=False)
     result = Pipeline.parse(f"width{{ffn=32 by={metric}}}").run(model, stats, data=samples, provider="cpu")
     assert {name: len(kept) for name, kept in result.plan.keep.items()} == {"blocks.0.ffn": 32, "blocks.1.ffn": 32}
+
+
+def test_pairs_that_stand_before_what_is_not_turned_are_cut_in_proportion():
+    one, other, pair, rest, fixed = (Axis((size, size)) for size in (1, 1, 4, 8, 3))
+    lock(fixed, "the test")
+    partly = total((product((total((one, other)), pair)), rest))  # rotary over half of a head: 2 x 4 + 8
+    counts = allocate(partly, 8)
+    assert (counts[id(pair)], counts[id(rest)]) == (2, 4)
+    counts = allocate(total((fixed, product((total((one, other)), pair)))), 7)
+    assert (counts[id(fixed)], counts[id(pair)]) == (3, 2)
+    assert allocate(total((fixed, product((total((one, other)), pair)))), 6) is None
