@@ -14,6 +14,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 import graphclone
 from graphclone.pytorch import to_torch
+from graphclone.verify.running import run
 
 FAMILIES = ("gpt2", "llama", "bert", "vit")
 CASES = [(family, route) for family in FAMILIES for route in ("dynamo18", "dynamo23", "legacy17")]
@@ -153,3 +154,27 @@ def test_half_precision_and_autocast_run(family):
     half = [each.to(torch.bfloat16) if each.is_floating_point() else each for each in feeds]
     given = first(module.to(torch.bfloat16)(*half))
     assert given.dtype == torch.bfloat16 and (given - want).abs().max() <= 0.1 * want.abs().max()
+
+
+LENGTHS_NAMED_APART = """(int64[B, T] ids, int64[A, S] read, float[C, D] seen) => (float[B, T, 12] y) <
+    float[17, 12] table, float[12, 18] q, float[12, 18] k, float[18, 12] o, int64[2] split = {3, 6}, int64[1] free = {-1},
+    int64[3] joined = {0, 0, 18},
+    int64[2] flat = {-1, 12}, int64[1] zero = {0}, int64[1] one = {1}, int64[2] lead = {1, 2}> {
+    x = Gather(table, ids)  e = Gather(table, read)  s = Shape(ids)  b = Slice(s, zero, one)
+    to = Concat <axis = 0> (b, free, split)
+    a = MatMul(x, q)  c = Reshape(a, to)  d = Transpose <perm = [0, 2, 1, 3]> (c)
+    i = Reshape(e, flat)  f = MatMul(i, k)  g = Reshape(f, to)  h = Transpose <perm = [0, 2, 3, 1]> (g)  l = Transpose <perm = [0, 2, 1, 3]> (g)
+    z = Shape(read)  zeros = ConstantOfShape(z)  both = Add(seen, zeros)  w = Unsqueeze(both, lead)
+    m = MatMul(d, h)  r = Add(m, w)  p = Softmax(r)  n = MatMul(p, l)
+    t = Transpose <perm = [0, 2, 1, 3]> (n)  u = Reshape(t, joined)  v = MatMul(u, o)  y = Add(x, v) }"""
+
+
+def test_lengths_that_the_file_names_apart_are_equal_only_where_operators_make_them(graph):
+    model = graph(LENGTHS_NAMED_APART)
+    module, random = to_torch(model), np.random.default_rng(0)
+    feeds = {"read": random.integers(0, 17, (2, 5)), "seen": random.standard_normal((2, 5)).astype(np.float32)}
+    feeds["ids"] = random.integers(0, 17, (2, 3))
+    (want,) = run(model, [feeds])
+    with torch.no_grad():
+        have = module(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+    assert np.abs(have.numpy() - want["y"]).max() <= 1e-5 * np.abs(want["y"]).max()
