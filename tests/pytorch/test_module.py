@@ -163,7 +163,8 @@ LENGTHS_NAMED_APART = """(int64[B, T] ids, int64[A, S] read, float[C, D] seen) =
     x = Gather(table, ids)  e = Gather(table, read)  s = Shape(ids)  b = Slice(s, zero, one)
     to = Concat <axis = 0> (b, free, split)
     a = MatMul(x, q)  c = Reshape(a, to)  d = Transpose <perm = [0, 2, 1, 3]> (c)
-    i = Reshape(e, flat)  f = MatMul(i, k)  g = Reshape(f, to)  h = Transpose <perm = [0, 2, 3, 1]> (g)  l = Transpose <perm = [0, 2, 1, 3]> (g)
+    i = Reshape(e, flat)  f = MatMul(i, k)  g = Reshape(f, to)
+    h = Transpose <perm = [0, 2, 3, 1]> (g)  l = Transpose <perm = [0, 2, 1, 3]> (g)
     z = Shape(read)  zeros = ConstantOfShape(z)  both = Add(seen, zeros)  w = Unsqueeze(both, lead)
     m = MatMul(d, h)  r = Add(m, w)  p = Softmax(r)  n = MatMul(p, l)
     t = Transpose <perm = [0, 2, 1, 3]> (n)  u = Reshape(t, joined)  v = MatMul(u, o)  y = Add(x, v) }"""
