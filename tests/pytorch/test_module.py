@@ -157,8 +157,8 @@ def test_half_precision_and_autocast_run(family):
 
 
 LENGTHS_NAMED_APART = """(int64[B, T] ids, int64[A, S] read, float[C, D] seen) => (float[B, T, 12] y) <
-    float[17, 12] table, float[12, 18] q, float[12, 18] k, float[18, 12] o, int64[2] split = {3, 6}, int64[1] free = {-1},
-    int64[3] joined = {0, 0, 18},
+    float[17, 12] table, float[12, 18] q, float[12, 18] k, float[18, 12] o, int64[2] split = {3, 6},
+    int64[1] free = {-1}, int64[3] joined = {0, 0, 18},
     int64[2] flat = {-1, 12}, int64[1] zero = {0}, int64[1] one = {1}, int64[2] lead = {1, 2}> {
     x = Gather(table, ids)  e = Gather(table, read)  s = Shape(ids)  b = Slice(s, zero, one)
     to = Concat <axis = 0> (b, free, split)
