@@ -11,11 +11,11 @@ from graphclone.analysis import Analysis
 from graphclone.axes.axis import find
 from graphclone.axes.typed import AxisTyping
 from graphclone.blocks import Block, Stack
+from graphclone.cut import Cut
 from graphclone.errors import CutError
 from graphclone.flow import is_fused_sum
 from graphclone.graphs import walk
 from graphclone.model import Model
-from graphclone.plan import Cut
 
 
 def bypass(child: Model, analysis: Analysis, cut: Cut, renumber: bool = True) -> None:

@@ -11,10 +11,10 @@ from graphclone.axes.solver import type_axes
 from graphclone.axes.tables import Table, find_tables
 from graphclone.axes.typed import AxisTyping, TypedNode
 from graphclone.computed import computed
+from graphclone.cut import Cut
 from graphclone.errors import CutError
 from graphclone.graphs import walk
 from graphclone.model import Model
-from graphclone.plan import Cut
 from graphclone.weights import Weight, weight_of
 
 MARK = "graphclone.constants"

@@ -16,12 +16,14 @@ from graphclone.analysis import Analysis
 from graphclone.atomic import replacing
 from graphclone.blocks import Stack
 from graphclone.calibration.statistics import Statistics
+from graphclone.cut import Cut
 from graphclone.dimensions import Dimension
 from graphclone.dtypes import is_float
 from graphclone.importance import Ranking
 from graphclone.model import Model
 from graphclone.native import has_native_constants
-from graphclone.plan import Cut, Plan, half_names, resolve
+from graphclone.plan import Plan
+from graphclone.resolution import half_names, resolve
 from graphclone.verify.report import Check, Report
 
 WIDTH, HEIGHT = 240, 72  # of a curve, in units of its drawing

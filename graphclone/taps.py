@@ -12,7 +12,7 @@ from graphclone.axes.contractions import Contraction, contraction_of, derives_fr
 from graphclone.axes.typed import TypedNode
 from graphclone.calibration.taps import Span, Tap
 from graphclone.dimensions import Dimension, axis_key
-from graphclone.plan import half_names
+from graphclone.resolution import half_names
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from graphclone.errors import InputError
 from graphclone.linears import Linear, find_linears
 from graphclone.model import Model
 from graphclone.pipeline import Context
-from graphclone.plan import Plan, resolve
+from graphclone.plan import Plan
+from graphclone.resolution import resolve
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,15 @@ from graphclone.calibration.data import open_data
 from graphclone.calibration.masks import chosen_masks
 from graphclone.calibration.session import resolve_provider, runnable
 from graphclone.calibration.statistics import Statistics
+from graphclone.cut import Cut
 from graphclone.dimensions import axis_key
 from graphclone.errors import InputError
 from graphclone.graphs import constants, walk
 from graphclone.linears import Linear, find_linears, heads, last_writer, left_alone, sum_of
 from graphclone.model import Model
 from graphclone.pipeline import Context
-from graphclone.plan import Cut, Plan, resolve
+from graphclone.plan import Plan
+from graphclone.resolution import resolve
 from graphclone.segments import Joint, Stream, run
 from graphclone.surgery import carry_out
 from graphclone.surgery.weights import bias_name

@@ -9,10 +9,12 @@ from graphclone.analysis import Analysis
 from graphclone.axes.axis import find
 from graphclone.axes.contractions import BLOCKWISE, contraction_of
 from graphclone.calibration.statistics import Statistics
+from graphclone.cut import Cut
 from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.pipeline import Context
-from graphclone.plan import Cut, Plan, resolve
+from graphclone.plan import Plan
+from graphclone.resolution import resolve
 from graphclone.taps import norm_inputs
 
 MODES = ("none", "paper", "norm_gain")

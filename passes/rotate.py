@@ -8,12 +8,14 @@ import numpy as np
 from graphclone.axes.axis import find
 from graphclone.calibration.statistics import Statistics
 from graphclone.calibration.taps import Moment, Tap
+from graphclone.cut import Cut
 from graphclone.dimensions import Dimension, axis_key
 from graphclone.errors import CutError
 from graphclone.linears import heads
 from graphclone.model import Model
 from graphclone.pipeline import Context
-from graphclone.plan import Cut, Plan, resolve
+from graphclone.plan import Plan
+from graphclone.resolution import resolve
 from graphclone.rotation import Norm, Rotatable, rotatable
 
 SMALLEST_GAIN = 1e-6

@@ -15,7 +15,8 @@ from graphclone.errors import CutError, InputError
 from graphclone.gates import GATES, gated
 from graphclone.model import Model
 from graphclone.pipeline import Context
-from graphclone.plan import Plan, half_names
+from graphclone.plan import Plan
+from graphclone.resolution import half_names
 from passes.outputs import compared_output
 from passes.targets import target_of
 

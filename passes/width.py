@@ -10,13 +10,14 @@ from graphclone.axes.axis import Axis, find, free_leaves, leaves
 from graphclone.blocks import Stack
 from graphclone.calibration.statistics import Statistics
 from graphclone.calibration.taps import Moment
+from graphclone.cut import Cut
 from graphclone.dimensions import Dimension, axis_key
 from graphclone.dtypes import is_float
 from graphclone.errors import CutError, InputError
 from graphclone.importance import METRICS, Ranking, select
 from graphclone.model import Model
 from graphclone.pipeline import Context
-from graphclone.plan import Cut, Plan
+from graphclone.plan import Plan
 from graphclone.taps import Reading, onto_leaf, positions_of
 from passes.obs import choose_by_obs
 from passes.targets import Target, per_block, target_of

@@ -29,7 +29,8 @@ from graphclone.cli import main
 from graphclone.dimensions import Dimension
 from graphclone.errors import CheckFailed, CutError, InputError
 from graphclone.model import load
-from graphclone.plan import Plan, resolve
+from graphclone.plan import Plan
+from graphclone.resolution import resolve
 from graphclone.subclone import plan_subclone
 from graphclone.weights import Weight
 

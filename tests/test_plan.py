@@ -8,10 +8,12 @@ import pytest
 
 from graphclone.analysis import analyse
 from graphclone.axes.axis import Axis, find, leaves, total
+from graphclone.cut import project
 from graphclone.dimensions import Dimension
 from graphclone.errors import CutError, InputError
 from graphclone.model import load
-from graphclone.plan import Plan, project, resolve
+from graphclone.plan import Plan
+from graphclone.resolution import resolve
 
 FIXTURES = Path(__file__).parent / "fixtures" / "optimum"
 

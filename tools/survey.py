@@ -32,11 +32,13 @@ from zoo.variants import VARIANTS
 
 from graphclone.analysis import Analysis, analyse
 from graphclone.axes.axis import find, first_lock, free_leaves
+from graphclone.cut import Cut
 from graphclone.dimensions import Dimension
 from graphclone.errors import CutError, GraphcloneError
 from graphclone.model import Model, load
-from graphclone.plan import Cut, Plan, match
+from graphclone.plan import Plan
 from graphclone.precision import raised
+from graphclone.resolution import match
 from graphclone.surgery import apply
 from graphclone.verify import verify
 from graphclone.verify.rounding import unrounded

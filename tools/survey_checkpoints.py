@@ -27,7 +27,8 @@ from graphclone.checkpoint import write_checkpoint
 from graphclone.dimensions import Dimension
 from graphclone.errors import CutError, GraphcloneError
 from graphclone.model import Model, load
-from graphclone.plan import Plan, resolve
+from graphclone.plan import Plan
+from graphclone.resolution import resolve
 from graphclone.surgery import apply
 from graphclone.verify.running import difference, run
 

@@ -19,10 +19,12 @@ from graphclone.checkpoint.matching import Match, Part, match
 from graphclone.checkpoint.numbering import Numbering, find_numberings, renumbered, without_expert
 from graphclone.checkpoint.outside import RECOMPUTED, Outside
 from graphclone.checkpoint.tokens import Tokens, kept_tokens, with_new_tokens, write_tokens
+from graphclone.cut import Cut
 from graphclone.errors import CheckFailed, CutError, GraphcloneError, InputError
 from graphclone.model import Model
 from graphclone.native import refused_tables
-from graphclone.plan import Cut, Plan, resolve
+from graphclone.plan import Plan
+from graphclone.resolution import resolve
 from graphclone.surgery import carry_out_traced
 from graphclone.weights import Weight, weight_of
 

@@ -9,7 +9,7 @@ from graphclone.axes.axis import find
 from graphclone.axes.typed import AxisTyping, Use
 from graphclone.checkpoint.matching import Match, Part
 from graphclone.computed import computed
-from graphclone.plan import Cut
+from graphclone.cut import Cut
 from graphclone.weights import Weight, weight_of
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from graphclone.analysis import Analysis
 from graphclone.checkpoint.fields import SECTIONS, Field, fields, sections
 from graphclone.checkpoint.sizes import Sizes, sizes_of
+from graphclone.cut import Cut
 from graphclone.errors import CutError
-from graphclone.plan import Cut
 
 ROLES = (
     ("layers", r"(^|_)(n|num|hidden|encoder|decoder|text|vision)_?(hidden_|(en|de)coder_)?(layers?|blocks)$|^depth$"),

@@ -13,8 +13,8 @@ import numpy as np
 from graphclone.axes.axis import find
 from graphclone.axes.typed import Use
 from graphclone.computed import computed
+from graphclone.cut import Cut
 from graphclone.folds import norm_axes, norm_pairs, normed, norms
-from graphclone.plan import Cut
 from graphclone.weights import Weight
 
 FEW = 64

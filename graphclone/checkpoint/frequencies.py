@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from graphclone.axes.tables import Table
-from graphclone.plan import Cut
+from graphclone.cut import Cut
 
 BASE = re.compile(r"theta|base|rope|rotary")
 TOLERANCE = 1e-3

@@ -10,9 +10,9 @@ import onnx_graphsurgeon as gs
 from graphclone.analysis import Analysis
 from graphclone.blocks import Block
 from graphclone.checkpoint.matching import Match
+from graphclone.cut import Cut
 from graphclone.graphs import walk
 from graphclone.model import Model
-from graphclone.plan import Cut
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 from graphclone.analysis import Analysis
 from graphclone.axes.axis import Axis, find
 from graphclone.checkpoint.matching import Match
+from graphclone.cut import Cut
 from graphclone.dtypes import is_float
 from graphclone.errors import CutError
-from graphclone.plan import Cut
 from graphclone.weights import Weight
 
 RECOMPUTED = re.compile(r"inv_freq|rotary_emb")

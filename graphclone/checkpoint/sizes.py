@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from graphclone.analysis import Analysis
-from graphclone.plan import Cut
+from graphclone.cut import Cut
 
 
 @dataclass

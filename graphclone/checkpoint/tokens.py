@@ -8,8 +8,8 @@ from pathlib import Path
 
 from graphclone.analysis import Analysis
 from graphclone.checkpoint.folders import write_json
+from graphclone.cut import Cut
 from graphclone.errors import CutError
-from graphclone.plan import Cut
 
 TABLE = "vocabulary.json"
 NAMING = re.compile(r"token_(ids?|index)$|forced_decoder_ids$")

@@ -10,8 +10,10 @@ from graphclone.cli import rows
 from graphclone.cli.description import parameters
 from graphclone.cli.overview import interface
 from graphclone.cli.terminal import count, print_table, size, spans, table
+from graphclone.cut import Cut
 from graphclone.model import Model
-from graphclone.plan import Cut, Plan, resolve
+from graphclone.plan import Plan
+from graphclone.resolution import resolve
 
 LISTED = 8  # kept indices that are listed
 

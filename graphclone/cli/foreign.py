@@ -5,7 +5,8 @@ from pathlib import Path
 from graphclone.analysis import Analysis
 from graphclone.cli.terminal import err
 from graphclone.errors import CutError
-from graphclone.plan import Plan, half_names, match
+from graphclone.plan import Plan
+from graphclone.resolution import half_names, match
 
 
 def fitted(plan: Plan, analysis: Analysis, plan_path: Path, model_path: Path) -> Plan:

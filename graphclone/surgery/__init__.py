@@ -11,12 +11,14 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis, analyse
-from graphclone.axes.axis import find
+from graphclone.axes.axis import find, is_static
 from graphclone.bypass import bypass
+from graphclone.cut import Cut
 from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.native import check_tables, nodes_in_pairs, use_native_constants
-from graphclone.plan import Cut, Plan, resolve
+from graphclone.plan import Plan
+from graphclone.resolution import resolve
 from graphclone.surgery.child import Child
 from graphclone.surgery.reports import REPORTS
 from graphclone.surgery.stores import STORES
@@ -96,7 +98,8 @@ def _edit_sites(child: Child) -> None:
 
 
 def _declare_shapes(child: Child) -> None:
-    """Update the shapes that graph inputs, outputs and intermediate tensors declare."""
+    """Update the shapes that graph inputs, outputs and intermediate tensors declare; every graph output declares one."""
+    _complete_outputs(child)
     for graph in walk(child.graph):
         tensors = [*graph.inputs, *graph.outputs, *(t for node in graph.nodes for t in node.outputs)]
         for tensor in tensors:
@@ -109,6 +112,20 @@ def _declare_shapes(child: Child) -> None:
                     size[0] if isinstance(listed, int) and len(set(size)) == 1 else listed
                     for size, listed in zip(sizes, tensor.shape, strict=True)
                 ]
+
+
+def _complete_outputs(child: Child) -> None:
+    """Give each graph output that declares no shape the one it has: the standard demands one, onnxruntime does not."""
+    names: dict[int, str] = {}
+    for tensor in child.graph.inputs:
+        for axis, size in zip(child.typing.types.get(tensor.name) or (), tensor.shape or (), strict=False):
+            if isinstance(size, str):
+                names.setdefault(id(find(axis)), size)
+    for tensor in child.graph.outputs:
+        axes = child.typing.types.get(tensor.name)
+        if axes is not None and tensor.shape is None and not hasattr(tensor, "type_proto"):
+            found = [find(axis) for axis in axes]
+            tensor.shape = [axis.size[0] if is_static(axis) else names.get(id(axis)) for axis in found]
 
 
 def _summary(plan: Plan) -> dict:

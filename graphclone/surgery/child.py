@@ -7,9 +7,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphclone.axes.typed import AxisTyping, Site
+from graphclone.cut import Cut
 from graphclone.graphs import walk
 from graphclone.model import Model
-from graphclone.plan import Cut
 from graphclone.weights import Weight
 
 

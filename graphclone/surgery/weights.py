@@ -9,9 +9,10 @@ import onnx_graphsurgeon as gs
 from graphclone.axes.axis import Axis, find
 from graphclone.axes.contractions import contracting_node
 from graphclone.axes.typed import Use
+from graphclone.cut import Cut
 from graphclone.errors import CutError
 from graphclone.graphs import walk
-from graphclone.plan import Cut, Plan
+from graphclone.plan import Plan
 from graphclone.surgery.child import Child
 from graphclone.weights import Weight, weight_of
 

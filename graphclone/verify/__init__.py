@@ -10,8 +10,9 @@ from graphclone.calibration.session import runnable
 from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.native import has_native_constants
-from graphclone.plan import Plan, resolve
+from graphclone.plan import Plan
 from graphclone.precision import is_low, raised
+from graphclone.resolution import resolve
 from graphclone.surgery import apply
 from graphclone.verify import oracles
 from graphclone.verify.bench import Bench
@@ -43,7 +44,7 @@ def verify(
         >>> verify(graphclone.load("gpt2.onnx")).ok  # doctest: +SKIP
         True
     """
-    checks = [_timed("checker", lambda: _form(model))]
+    checks = [_timed("checker", lambda: _form(model, parent))]
     analysis = analysis or analyse(model)
     started = time.perf_counter()
     note, probes, outputs = _run(model, analysis, data, seed)
@@ -82,9 +83,11 @@ def _finished(check: Check, started: float) -> Check:
     return Check(check.name, check.ok, check.figure, check.tolerance, check.where, time.perf_counter() - started)
 
 
-def _form(model: Model) -> Check:
+def _form(model: Model, parent: Model | None) -> Check:
+    """Judge the form of a file; a child may have the fault that its parent has."""
     problem = problem_of(model)
-    return Check("checker", not problem, where=problem)
+    inherited = bool(problem) and parent is not None and problem_of(parent) == problem
+    return Check("checker", not problem or inherited, where=f"as in the parent: {problem}" if inherited else problem)
 
 
 def _run(model: Model, analysis: Analysis, data, seed: int) -> tuple[str, list[Feeds], list[dict[str, np.ndarray]]]:

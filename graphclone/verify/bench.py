@@ -9,8 +9,8 @@ from graphclone.analysis import Analysis
 from graphclone.axes.axis import Axis, find, free_leaves, is_fill, is_static, leaves
 from graphclone.axes.contractions import is_weight
 from graphclone.axes.typed import Use
+from graphclone.cut import Cut, with_fills
 from graphclone.model import Model
-from graphclone.plan import Cut, with_fills
 from graphclone.surgery import carry_out
 from graphclone.verify.inputs import Feeds
 from graphclone.verify.rounding import rounds, unrounded

@@ -6,8 +6,8 @@ import numpy as np
 
 from graphclone.axes.axis import Axis, find, leaves
 from graphclone.axes.notation import Pattern, parse
+from graphclone.cut import Cut
 from graphclone.errors import GraphcloneError
-from graphclone.plan import Cut
 from graphclone.verify.bench import Bench
 from graphclone.verify.inputs import Feeds
 from graphclone.verify.report import Check

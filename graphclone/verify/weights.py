@@ -10,10 +10,10 @@ from onnx import TensorProto
 
 from graphclone.axes.contractions import REARRANGING, is_weight
 from graphclone.axes.typed import AxisTyping
+from graphclone.cut import Cut
 from graphclone.dtypes import pack
 from graphclone.graphs import walk
 from graphclone.model import Model
-from graphclone.plan import Cut
 from graphclone.precision import raised
 from graphclone.sources import Source
 from graphclone.weights import Weight, repeated_axes, weight_of
