@@ -14,6 +14,7 @@ from graphclone.plan import Plan
 from graphclone.surgery import apply
 from graphclone.verify.inputs import candidates
 from graphclone.verify.running import difference, run
+from graphclone.verify.structure import problem_of
 
 FIXTURES = Path(__file__).parent / "fixtures" / "optimum"
 
@@ -76,6 +77,20 @@ def test_a_tied_head_stays_one_tensor(graph):
         { h = Gather(table, ids)  a = Tanh(h)  t = Transpose <perm = [1, 0]> (table)  y = MatMul(a, t) }""")
     child = apply(model, Plan(keep={name_of(model, 12): (3, 4, 5)}))
     assert {name: weight.shape for name, weight in child.weights.items()} == {"table": (17, 3)}
+
+
+# interface ------------------------------------------------------------------------------------------------------
+
+
+def test_outputs_that_declare_no_shape_get_theirs(graph):
+    """onnxruntime runs such a parent and onnx's checker refuses it; the child is a file that both accept."""
+    model = graph("""(float[B, S, 12] x) => (float[B, S, 13] y) <float[12, 14] w, float[14, 13] v>
+        { h = MatMul(x, w)  a = Tanh(h)  y = MatMul(a, v) }""")
+    model.graph.outputs[0].shape = None
+    assert "shape" in problem_of(model)
+    child = apply(model, Plan(keep={name_of(model, 14): (0, 3), name_of(model, 13): range(5)}))
+    assert shape(child.graph.outputs[0]) == ["B", "S", 5] and not problem_of(child)
+    assert model.graph.outputs[0].shape is None
 
 
 # stored sizes ---------------------------------------------------------------------------------------------------

@@ -59,6 +59,19 @@ def test_what_the_checker_objects_to_is_said(graph):
     assert "12" in problem_of(model) and "13" in problem_of(model)
 
 
+def test_a_child_may_have_the_fault_of_form_that_its_parent_has(graph):
+    """Nothing is known of an output behind an operator without a rule, so it cannot be given a shape."""
+    model = graph("""(float[B, S, 12] x) => (float[B, S, 13] y, float[B, S, 13] z)
+        <float[12, 14] w, float[14, 13] v, int64 i = {0}>
+        { h = MatMul(x, w)  a = Tanh(h)  y = MatMul(a, v)
+          e = SequenceEmpty()  c = SequenceInsert(e, y)  z = SequenceAt(c, i) }""")
+    model.graph.outputs[1].shape = None
+    plan = Plan(keep={next(d.name for d in analyse(model).dimensions if d.size == 14): (0, 3)})
+    assert not verify(model).ok
+    report = verify(apply(model, plan), parent=model, plan=plan)
+    assert report.ok and "as in the parent" in str(report)
+
+
 def test_weights_of_four_bits_are_zeroed_as_the_file_packs_them(graph):
     model = graph(
         """(float[B, S, 12] x) => (float[B, S, 15] y) <int4[12, 14] q, float[14, 15] w2>
