@@ -37,7 +37,7 @@ class Embedder(nn.Module):
 class SentenceEncoder(Task):
     name, title = "minilm", "all-MiniLM-L6-v2, halved, on lines of text"
     layers, widths = 3, "hidden=192 ffn=768 heads=6 keep_heads=true"
-    rates = (1e-3, 5e-4, 2e-3, 2.5e-4, 4e-3)
+    rates = (1e-3, 2e-3, 5e-4, 4e-3, 2.5e-4)
     outer = ("embeddings", "head")
     unit = "1 - cosine to the parent's embedding"
     batch_tokens = BATCH * LENGTH
