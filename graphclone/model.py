@@ -11,7 +11,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphclone import wire
 from graphclone.atomic import replacing
-from graphclone.canonical import name_fused_sums
+from graphclone.canonical import make_explicit
 from graphclone.exporter import Exporter, Stored, add_metadata, fill
 from graphclone.external import ExternalData
 from graphclone.graphs import collection_paused, constants, copy_graph, walk
@@ -71,7 +71,7 @@ class Model:
         importer = Importer(read)
         with collection_paused():
             self.graph = importer.main(proto.graph)
-            name_fused_sums(self.graph)
+            make_explicit(self.graph)
         self.path = path
         self.external = bool(read.external.mappings)
         self.retie = retie

@@ -220,3 +220,29 @@ def test_two_maps_for_each_head_of_values_are_no_queries_to_cut(graph: Graph) ->
     sizes = {d.name[9:]: d.size for d in analyse(model).dimensions if d.name.startswith("blocks.0.")}
     assert sizes == {"heads": 3, "head_dim": 5, "v_head_dim": 4, "ffn": 20}
     assert verify(model).ok
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_stream_may_begin_as_rows_that_only_its_addition_restores(graph: Graph, early: bool) -> None:
+    """A simplifier lets the projections of the first block read the rows of a product, and the addition its sequence.
+
+    early: the first projection stands before what restores the sequence.
+    """
+    text = Text()
+    rows = text.node("Gemm", text.node("Reshape", "x", "rows"), text.weight(12, 12))
+    first = [text.node("Gemm", rows, text.weight(12, 12)) for _ in range(early)]
+    stream = text.node("Reshape", rows, "sequence")
+    for _ in range(3):
+        products = first + [text.node("Gemm", rows, text.weight(12, 12)) for _ in range(3 - len(first))]
+        q, k, v = (text.node("Reshape", product, "sequence") for product in products)
+        scores = text.node("MatMul", q, text.node("Transpose", k, attributes="<perm = [0, 2, 1]> "))
+        mixed = text.linear(text.node("MatMul", text.node("Softmax", scores), v), 12, 12)
+        stream = text.norm(text.add(stream, mixed))
+        rows, first = text.node("Reshape", stream, "rows"), []
+    sizes = "int64[2] rows = {-1, 12}, int64[3] sequence = {2, 5, 12}"
+    known = "float[10, 12] t1, float[2, 5, 12] " + ("t3" if early else "t2")
+    model = text.model(graph, stream, head="(float[2, 5, 12] x) => (float[2, 5, 12] y)", constants=f"{sizes}, {known}")
+    assert kinds(model) == {"": [["attention"]] * 3}
+    assert verify(model).ok
+    child = apply(model, Plan.from_json({"blocks": [1, 2]}))
+    assert len(model.weights) - len(child.weights) == len(["q", "k", "v", "out", "gain", "bias"])
