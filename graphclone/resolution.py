@@ -1,6 +1,7 @@
 """Resolve a plan: its names become axes, blocks and half blocks of one model, or an error that says what it has."""
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from graphclone.analysis import Analysis
 from graphclone.axes.axis import Axis
+from graphclone.axes.steps import asking, atom_steps
 from graphclone.blocks import Block, Half, Stack
 from graphclone.cut import Cut, project, with_fills
 from graphclone.dimensions import Dimension
@@ -31,6 +33,7 @@ def resolve(plan: Plan, analysis: Analysis) -> Cut:
                         f"'{name}' and another name in the plan share an axis of size {leaf.size[0]} and keep "
                         f"different indices of it; give both the same, or one of them"
                     )
+                _check_step(leaf, len(picks), dimension, name, analysis.typing.steps)
                 indices[id(leaf)] = picks
                 atoms.append(leaf)
     moved = {key: picks for key, picks in indices.items() if not _is_identity(picks, atoms, key)}
@@ -54,6 +57,16 @@ def _check_indices(dimension: Dimension, kept: np.ndarray, name: str) -> None:
         raise CutError(f"'{name}' keeps {len(kept)}, but the graph picks the top {dimension.minimum} of them")
     if dimension.locked and not (len(kept) == dimension.size and np.array_equal(kept, np.arange(dimension.size))):
         raise CutError(f"cannot cut '{name}' ({dimension.size}): {dimension.locked}")
+
+
+def _check_step(leaf: Axis, count: int, dimension: Dimension, name: str, asked: Sequence[tuple]) -> None:
+    step = atom_steps(asked).get(id(leaf), 1) if asked else 1
+    if count % step:
+        where = asking(dimension.axes[0], asked)
+        raise CutError(
+            f"'{name}' keeps {count} of {leaf.size[0]}, but {where} takes multiples of {step} alone; keep "
+            f"{step * math.ceil(count / step)}"
+        )
 
 
 def _by_dimension(plan: Plan, analysis: Analysis, blocks) -> list[tuple[Dimension, np.ndarray, str]]:

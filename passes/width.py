@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphclone.axes.axis import Axis, find, free_leaves, leaves
+from graphclone.axes.steps import asking, atom_steps
 from graphclone.blocks import Stack
 from graphclone.calibration.statistics import Statistics
 from graphclone.calibration.taps import Moment
@@ -195,9 +196,13 @@ class _Ranker:
     def choose(self, dimension: Dimension, target: int) -> tuple[int, ...]:
         """Return the kept positions along the dimension's full axis."""
         axis = find(dimension.axes[0])
-        counts = allocate(axis, target)
+        asked = self.context.analysis.typing.steps
+        steps = atom_steps(asked)
+        counts = allocate(axis, target, steps)
         if counts is None:
-            raise CutError(f"'{dimension.name}' cannot have size {target}: {_structure(axis)}")
+            step = f"{asking(axis, asked)} takes steps of {dimension.step} alone"
+            reason = _structure(axis) if allocate(axis, target) is None else step
+            raise CutError(f"'{dimension.name}' cannot have size {target}: {reason}{_nearest(axis, target, steps)}")
         picks = {
             id(leaf): self._leaf(dimension, leaf, counts[id(leaf)])
             for leaf in free_leaves(axis)
@@ -263,27 +268,28 @@ class _Ranker:
         return energy if rows is None else energy * np.sqrt((rows**2).sum(axis=1))
 
 
-def allocate(axis: Axis, target: int) -> dict[int, int] | None:
+def allocate(axis: Axis, target: int, steps: Mapping[int, int] = {}) -> dict[int, int] | None:  # noqa: B006
     """Return how many indices each atom keeps so that the axis has the target size; None where none fits.
 
-    A sum of parts (rotary pairs, an unrotated rest) is cut in proportion; of a product the outermost factor that
+    steps: {id of an atom: what its count must be a multiple of}. A sum of parts (rotary pairs, an unrotated rest) is cut in proportion; of a product the outermost factor that
     divides is cut.
     """
     axis = find(axis)
     if axis.size[0] == target:
         return {id(leaf): leaf.size[0] for leaf in leaves(axis)}
     if axis.kind == "atom":
-        return {id(axis): target} if axis.lock is None and 0 < target <= axis.size[0] else None
+        fits = axis.lock is None and 0 < target <= axis.size[0] and target % steps.get(id(axis), 1) == 0
+        return {id(axis): target} if fits else None
     if axis.kind == "product":
         for part in map(find, axis.parts):
             rest = axis.size[0] // part.size[0]
-            if target % rest == 0 and (inner := allocate(part, target // rest)) is not None:
+            if target % rest == 0 and (inner := allocate(part, target // rest, steps)) is not None:
                 return {id(leaf): leaf.size[0] for leaf in leaves(axis)} | inner
         return None
-    return _allocate_sum(axis, target)
+    return _allocate_sum(axis, target, steps)
 
 
-def _allocate_sum(axis: Axis, target: int) -> dict[int, int] | None:
+def _allocate_sum(axis: Axis, target: int, steps: Mapping[int, int]) -> dict[int, int] | None:
     kept = {id(leaf): leaf.size[0] for leaf in leaves(axis)}
     distinct = list({id(leaf): leaf for leaf in _outermost(axis)}.values())
     repeats = [_multiplicity(axis, leaf) for leaf in distinct]
@@ -294,7 +300,8 @@ def _allocate_sum(axis: Axis, target: int) -> dict[int, int] | None:
             return counts if left == 0 else None
         leaf, times = distinct[position], repeats[position]
         ideal = leaf.size[0] * target / axis.size[0]
-        for count in sorted(range(1, leaf.size[0] + 1), key=lambda c: (abs(c - ideal), c)):
+        step = steps.get(id(leaf), 1)
+        for count in sorted(range(step, leaf.size[0] + 1, step), key=lambda c: (abs(c - ideal), c)):
             if (
                 count * times <= left
                 and (found := search(position + 1, left - count * times, [*counts, count])) is not None
@@ -333,6 +340,13 @@ def _multiplicity(axis: Axis, leaf: Axis) -> int:
         return 0
     others = [find(part).size[0] for i, part in enumerate(axis.parts) if i != where]
     return inside[where] * int(np.prod(others))
+
+
+def _nearest(axis: Axis, target: int, steps: Mapping[int, int]) -> str:
+    """Say which sizes next to a target an axis can have."""
+    ways = (range(target - 1, 0, -1), range(target + 1, axis.size[0] + 1))
+    found = [next((size for size in way if allocate(axis, size, steps)), None) for way in ways]
+    return "; give " + " or ".join(str(size) for size in found if size is not None)
 
 
 def _structure(axis: Axis) -> str:

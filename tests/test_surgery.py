@@ -10,6 +10,7 @@ import pytest
 from graphclone.analysis import analyse
 from graphclone.errors import CutError
 from graphclone.model import Model, load
+from graphclone.pipeline import Pipeline
 from graphclone.plan import Plan
 from graphclone.surgery import apply
 from graphclone.verify.inputs import candidates
@@ -192,18 +193,34 @@ FUSED_BLOCK = """
     n_{j}, , , x_{j} = com.microsoft.SkipSimplifiedLayerNormalization (s_{i}, d_{i}, layer_{i}_f)"""
 
 
-def test_caches_of_fused_blocks_go_with_them(graph):
+def fused_blocks() -> str:
+    """Return a decoder of three fused blocks."""
     numbers = range(3)
     past = ", ".join(f"float[B, 2, P, 8] past_{i}_{kind}" for i in numbers for kind in ("key", "value"))
     given = ", ".join(f"float[B, 2, L, 8] present_{i}_{kind}" for i in numbers for kind in ("key", "value"))
     sizes = {"q": "12, 32", "k": "12, 16", "v": "12, 16", "o": "32, 12", "g": "12", "u": "12, 20", "d": "20, 12", "f": "12"}
     weights = ", ".join(f"float[{size}] layer_{i}_{name}" for i in numbers for name, size in sizes.items())
     blocks = "".join(FUSED_BLOCK.format(i=i, j=i + 1) for i in numbers)
-    model = graph(
+    return (
         f"(int64[B, T] ids, int32[B] last, int32 length, {past}) => (float[B, T, 12] y, {given})"
         f"<float[17, 12] table, float[12] first, {weights}>"
         f"{{ x_0 = Gather(table, ids)  n_0 = SimplifiedLayerNormalization(x_0, first) {blocks} y = Identity(n_3) }}"
     )
+
+
+@pytest.mark.parametrize("steps", ["width{head_dim=4 by=first}", None])
+def test_heads_are_cut_in_the_steps_that_an_operator_admits(graph, steps):
+    """onnxruntime groups queries of heads that are a multiple of 8."""
+    model = graph(fused_blocks().replace("12, 32", "12, 64").replace("12, 16", "12, 32").replace("32, 12", "64, 12")
+                  .replace(", 8]", ", 16]"))  # fmt: skip
+    child = apply(model, Plan(keep={"blocks.*.head_dim": range(8)}))
+    assert shape(child.inputs[3]) == ["B", 2, "P", 8]
+    with pytest.raises(CutError, match=r"GroupQueryAttention node .* takes .* (give|keep) 8"):
+        Pipeline.parse(steps).plan(model) if steps else apply(model, Plan(keep={"blocks.*.head_dim": range(4)}))
+
+
+def test_caches_of_fused_blocks_go_with_them(graph):
+    model = graph(fused_blocks())
     child = apply(model, Plan(blocks={"": (0, 2)}))
     assert [t.name for t in child.inputs][3:] == [f"past_{i}_{kind}" for i in (0, 1) for kind in ("key", "value")]
     assert [t.name for t in child.outputs][1:] == [f"present_{i}_{kind}" for i in (0, 1) for kind in ("key", "value")]

@@ -5,6 +5,9 @@ import math
 from graphclone.axes.registry import Store, Typing, rule
 from graphclone.op import Op
 
+HEAD_STEP = 8
+"""onnxruntime groups queries only where a head, and each half of the pairs that it turns, is a multiple of this."""
+
 
 def _scale(op: Op, head_size: int) -> Store:
     """The default scale follows the head size: write the parent's, so that a cut keeps it."""
@@ -151,10 +154,11 @@ def group_query_attention(op: Op) -> Typing | None:
     head_size = width // heads if separate else width // (heads + 2 * groups)
     rotary = int(op.attribute("do_rotary", 0)) and op.has(7)
     sizes = {"g": (groups,), **({"r": (heads // groups,)} if grouped else {}), "t": (4093, 4099)}
-    head = "d"
+    head, steps = "d", {"d": HEAD_STEP}
     if rotary:
         table = op.sizes(7)[-1][0]
         sizes |= {"p": (table,), "u": (head_size - 2 * table,)}
+        steps = {"p": HEAD_STEP, **({"u": 2 * HEAD_STEP} if head_size != 2 * table else {})}
         if int(op.attribute("rotary_interleaved", 0)):
             head = "(p two)" if head_size == 2 * table else "((p two) + u)"
             sizes["two"] = (2,)
@@ -176,7 +180,7 @@ def group_query_attention(op: Op) -> Typing | None:
         Store("scale", head, "scale", value=1.0 / math.sqrt(head_size)),
     )
     counted = ("b", "q", "k", "c")  # each sample has its length, each token sees those before it
-    return Typing(text, sizes, stores, (*counted, *(["two"] if "two" in sizes else [])))
+    return Typing(text, sizes, stores, (*counted, *(["two"] if "two" in sizes else [])), steps=steps)
 
 
 def skip_normalization(op: Op) -> str:

@@ -39,8 +39,8 @@ class Typing:
     text: its signature. sizes: of names that the inputs alone do not determine. stores: sizes kept in the node.
     fixed: names this operator forbids to cut. indexes: {input: name} where the input's values are positions on an
     axis; yields: {output: name} where the output's values are. moves: the first output rearranges the first input's
-    values without computing. minimum: {name: least size}. fills: names of new axes along which the output repeats
-    itself.
+    values without computing. minimum: {name: least size}. steps: {name: what its size must be a multiple of}. fills:
+    names of new axes along which the output repeats itself.
     """
 
     text: str
@@ -51,6 +51,7 @@ class Typing:
     yields: Mapping[int, str] = field(default_factory=dict)
     moves: bool = False
     minimum: Mapping[str, int] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
     fills: tuple[str, ...] = ()
 
 

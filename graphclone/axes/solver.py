@@ -157,6 +157,7 @@ class _Sweep:
         self.positions.follow(op, typing, binding.bound)
         for name, least in typing.minimum.items():
             self.result.minimum.append((binding.bound[name], least, op.where))
+        self.result.steps += [(binding.bound[name], step, op.where) for name, step in typing.steps.items()]
         self.result.sites += [binding.site(store) for store in typing.stores]
         self.result.nodes.append(TypedNode(op, typing.text, binding.bound, outputs, constrains))
 

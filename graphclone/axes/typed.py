@@ -52,8 +52,9 @@ class AxisTyping:
     node in order. sites: what surgery rewrites. index_axes: {integer graph input: the axis its values range over},
     position_outputs the same of graph outputs. written: symbolic sizes that only one number fits: {symbol: (the number,
     the node that says so)}.
-    minimum: (axis, least size, node) triples. fills: (axis of a generated fill, axis it broadcasts against) pairs.
-    unknown: nodes without a rule. values: known shape arithmetic.
+    minimum: (axis, least size, node) triples. steps: (axis, what its size must be a multiple of, node) triples. fills:
+    (axis of a generated fill, axis it broadcasts against) pairs. unknown: nodes without a rule. values: known shape
+    arithmetic.
     """
 
     types: dict[str, Axes | None] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class AxisTyping:
     index_axes: dict[str, Axis] = field(default_factory=dict)
     position_outputs: dict[str, Axis] = field(default_factory=dict)
     minimum: list[tuple[Axis, int, str]] = field(default_factory=list)
+    steps: list[tuple[Axis, int, str]] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     values: dict[str, Values] = field(default_factory=dict)
     fills: list[tuple[Axis, Axis]] = field(default_factory=list)

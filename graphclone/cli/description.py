@@ -18,9 +18,9 @@ def describe(model: Model, analysis: Analysis) -> dict:
 
     model: {path, fingerprint, opset, producer, parameters, bytes, inputs, outputs}; inputs and outputs are
         [{name, dtype, shape}] where a size is a number, a symbol or null.
-    dimensions: [{name, size, role, aliases, locked, weights, blocks, stack, minimum}]; `locked` is the reason or null,
-        `weights` counts the initializers that carry it, `blocks` lists the parent's blocks it spans, `stack` is a key
-        of `stacks`, `minimum` is the least size the graph admits.
+    dimensions: [{name, size, role, aliases, locked, weights, blocks, stack, minimum, step}]; `locked` is the reason or
+        null, `weights` counts the initializers that carry it, `blocks` lists the parent's blocks it spans, `stack` is a
+        key of `stacks`, `minimum` is the least size the graph admits, and every size is a multiple of `step`.
     stacks: {name: [{index, entry, exit, halves: [{kind, entry, exit}]}]}; the name has no dot and is "" where there is
         one stack; `entry` and `exit` are tensors of the residual stream.
     ties: [[initializer, initializer]] that hold one matrix.
@@ -92,6 +92,7 @@ def _dimension(dimension: Dimension) -> dict:
         "blocks": list(dimension.blocks),
         "stack": dimension.stack.rstrip("."),
         "minimum": dimension.minimum,
+        "step": dimension.step,
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from graphclone.axes.axis import describe, find, first_lock, leaves
+from graphclone.axes.steps import step_of
 from graphclone.blocks import Stack
 from graphclone.cli.terminal import plural, spans
 from graphclone.dimensions import Dimension
@@ -67,7 +68,7 @@ def notes(row: Row, stacks: Sequence[Stack]) -> list[str]:
     found = [_span(row, stacks)]
     if len(set(row.sizes)) > 1 and len(row.sizes) <= LISTED:
         found.append("sizes " + ", ".join(map(str, row.sizes)))
-    found += [_others(row), _structure(row), _least(row), _reason(row)]
+    found += [_others(row), _structure(row), _least(row), _steps(row), _reason(row)]
     return [note for note in found if note]
 
 
@@ -130,6 +131,13 @@ def _structure(row: Row) -> str:
 def _least(row: Row) -> str:
     least = max(dimension.minimum for dimension in row.dimensions)
     return f"at least {least}" if least > 1 else ""
+
+
+def _steps(row: Row) -> str:
+    """Say by how much the size changes, where an operator has more to say on it than the structure of the axis."""
+    dimension = row.dimensions[0]
+    odd = dimension.step == step_of(dimension.axes[0], {}) or dimension.step == dimension.size
+    return "" if odd else f"in steps of {dimension.step}"
 
 
 def _reason(row: Row) -> str:

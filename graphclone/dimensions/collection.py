@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from graphclone.axes.axis import Axis, find, is_static, leaves
+from graphclone.axes.steps import atom_steps, step_of
 from graphclone.axes.typed import AxisTyping
 from graphclone.dimensions.carriers import Carriers
 from graphclone.dimensions.dimension import Dimension
@@ -51,7 +52,8 @@ class Collection:
 
     def dimensions(self, typing: AxisTyping, carriers: Carriers) -> tuple[Dimension, ...]:
         """Return what was collected, in the order of the first names."""
-        return tuple(_finished(group, typing, carriers) for group in self._coupled())
+        steps = atom_steps(typing.steps)
+        return tuple(_finished(group, typing, carriers, steps) for group in self._coupled())
 
     def _coupled(self) -> list[list[Found]]:
         """Group what shares an atom in the same role: axes the graph couples are one dimension."""
@@ -68,7 +70,7 @@ class Collection:
         return groups
 
 
-def _finished(group: list[Found], typing: AxisTyping, carriers: Carriers) -> Dimension:
+def _finished(group: list[Found], typing: AxisTyping, carriers: Carriers, steps: dict[int, int]) -> Dimension:
     axes = tuple(axis for entry in group for axis in (entry.axis, *entry.others))
     names = list(dict.fromkeys(name for entry in group for name in entry.names))
     first = group[0]
@@ -87,4 +89,5 @@ def _finished(group: list[Found], typing: AxisTyping, carriers: Carriers) -> Dim
         blocks=tuple(sorted({block for entry in group for block in entry.blocks})),
         weights=carriers.count(axes),
         minimum=max(least, default=1),
+        step=step_of(first.axis, steps),
     )

@@ -13,7 +13,8 @@ class Dimension:
     v_head_dim, ffn, experts, vocab or free. axes: what it is in the graph (more than one where the name speaks of
     several, as `vocab` does of the embedding and of an untied head). aliases: other accepted names. locked: why it
     cannot be cut, or None. stack: the prefix of its stack. blocks: the parent's blocks it spans.
-    weights: how many initializers carry it. minimum: the least size the graph admits.
+    weights: how many initializers carry it. minimum: the least size the graph admits. step: what every size it can have
+    is a multiple of.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Dimension:
     blocks: tuple[int, ...] = ()
     weights: int = 0
     minimum: int = 1
+    step: int = 1
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
 """Judge an analysis without a reference: permute everything, zero what a cut drops, keep half of everything."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from graphclone.axes.axis import Axis, find, leaves
 from graphclone.axes.notation import Pattern, parse
+from graphclone.axes.steps import atom_steps
 from graphclone.cut import Cut
 from graphclone.errors import GraphcloneError
 from graphclone.verify.bench import Bench
@@ -126,17 +128,18 @@ def _shuffled(random: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _halves(bench: Bench, seed: int) -> dict[Axis, np.ndarray]:
-    """Return a random half of every atom, in order, and no fewer than the graph needs."""
+    """Return a random half of every atom, in order; no fewer than the graph needs, and in steps that it admits."""
     random = np.random.default_rng((seed, 2))
     least: dict[int, int] = {}
     for axis, count, _ in bench.analysis.typing.minimum:
         for leaf in leaves(axis):
             single = leaf is find(axis)
             least[id(leaf)] = max(least.get(id(leaf), 1), count if single else leaf.size[0])
-    halves = {}
+    steps, halves = atom_steps(bench.analysis.typing.steps), {}
     for atom in bench.atoms():
         size = atom.size[0]
-        count = max(least.get(id(atom), 1), size // 2)
+        step = steps.get(id(atom), 1)
+        count = step * math.ceil(max(least.get(id(atom), 1), size // 2) / step)
         if count < size:
             halves[atom] = np.sort(random.permutation(size)[:count])
     return halves

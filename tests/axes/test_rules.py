@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from graphclone.analysis import analyse
-from graphclone.axes.axis import is_static
+from graphclone.axes.axis import is_static, leaves
+from graphclone.axes.steps import atom_steps
 from graphclone.verify import verify
 
 ROWS = [
@@ -194,6 +195,27 @@ def test_one_position_from_outside_picks_an_entry(graph):
     """A scalar index is verified like many."""
     model = graph("(float[B, 5, 12] x, int64 i) => (float[B, 12] y) { y = Gather <axis = 1> (x, i) }")
     assert verify(model).ok
+
+
+TURNED = """(float[B, S, 128] q, float[B, S, 64] k, float[B, S, 64] v, int32[B] last, int32 all)
+    => (float[B, S, 128] y, float[B, 2, T, 32] keys, float[B, 2, T, 32] values) <float[9, WIDTH] c, float[9, WIDTH] s>
+    { y, keys, values = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2, do_rotary = 1>
+        (q, k, v, , , last, all, c, s) }"""
+
+
+@pytest.mark.parametrize(("width", "sizes"), [(16, {16: 8}), (8, {8: 8, 16: 16})])
+def test_turned_heads_are_cut_in_the_steps_that_the_operator_admits(graph, width, sizes):
+    """onnxruntime runs heads of whole vectors of numbers alone: halves of 8, and 16 of what is not turned."""
+    model = graph(TURNED.replace("WIDTH", str(width)))
+    random = np.random.default_rng(0)
+    feeds = {n: random.standard_normal((2, 5, w)).astype(np.float32) for n, w in (("q", 128), ("k", 64), ("v", 64))}
+    feeds |= {"last": np.full(2, 4, np.int32), "all": np.array(5, np.int32)}
+    analysis = analyse(model)
+    steps = atom_steps(analysis.typing.steps)
+    atoms = list(leaves(analysis.typing.types["keys"][3]))
+    assert {leaf.size[0]: steps.get(id(leaf)) for leaf in atoms} == sizes
+    report = verify(model, analysis=analysis, data=[feeds, feeds])
+    assert report.ok, str(report)
 
 
 def test_grouped_queries_with_a_bias_and_sinks(graph):

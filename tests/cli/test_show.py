@@ -26,7 +26,7 @@ def test_show_json_describes_dimensions_and_blocks(cli, model):
     assert set(value) == {"model", "dimensions", "stacks", "ties", "unknown", "fixed"}
     dimensions = {item["name"]: item for item in value["dimensions"]}
     assert set(dimensions["hidden"]) == {
-        "name", "size", "role", "aliases", "locked", "weights", "blocks", "stack", "minimum",
+        "name", "size", "role", "aliases", "locked", "weights", "blocks", "stack", "minimum", "step",
     }  # fmt: skip
     assert (dimensions["hidden"]["size"], dimensions["hidden"]["locked"]) == (12, None)
     assert (dimensions["blocks.1.ffn"]["size"], dimensions["blocks.1.ffn"]["blocks"]) == (20, [1])
