@@ -11,7 +11,7 @@ from graphclone.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """typing: the axes of every tensor. stacks: the residual streams. dimensions: the named widths. outputs: the graph's."""
+    """typing: every tensor's axes. stacks: residual streams. dimensions: named widths. outputs: the graph's."""
 
     typing: AxisTyping
     stacks: tuple[Stack, ...]

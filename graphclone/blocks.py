@@ -6,6 +6,7 @@ residual connection) and another with one (the branch). Masks, tables and encode
 construction: they do not descend from the embedding.
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from graphclone.axes.contractions import CONTRACTING
 from graphclone.axes.typed import AxisTyping
 from graphclone.flow import ATTENTION_OPS, Flow, attention_nodes, is_fused_sum
 from graphclone.graphs import walk
-import itertools
 
 MOST_SINKS = 4
 
@@ -97,7 +97,7 @@ def _branches(graph: gs.Graph) -> dict[str, tuple[int, int]]:
 
 
 def _merge_branches(found: list, branches: dict[str, tuple[int, int]]) -> list:
-    """Make stacks in different branches of one If a single stack: what one branch does with a cache, the other without."""
+    """Join the stacks in different branches of one If: what one branch does with a cache, the other does without."""
     merged: list = []
     for root, points, blocks in found:
         here = branches.get(points[-1])
@@ -204,7 +204,7 @@ def _through(flow: Flow, root: str, attention: int, inner: str) -> list[Half]:
 
 
 def _points(flow: Flow, root: str, sink: str) -> list[str]:
-    """Return the articulation tensors of a chain; where some only flatten or turn the stream, those of its usual form."""
+    """Return the articulation tensors of a chain: of those that only flatten or turn the stream, its usual form."""
     points = [p for p in flow.articulation(root, sink) if flow.stream_type(p) is not None]
     counts = Counter(flow.stream_type(p) for p in points)
     usual: dict[tuple, tuple] = {}
@@ -237,7 +237,7 @@ def _halves(flow: Flow, root: str, sink: str) -> list[Half]:
 
 
 def _with_norms(regions: Sequence[tuple[str, str, str, tuple[int, ...]]]) -> list[Half]:
-    """Return half blocks with the norms behind them that their kind usually has; the last one's others are the final norm.
+    """Return half blocks with the norms behind them that their kind usually has; others of the last are the final norm.
 
     A norm that is written out crosses several points, each a region; so does a bias added to the stream.
     """

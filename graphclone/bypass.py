@@ -270,7 +270,7 @@ def _names_in(child: Model, block: Block) -> set[str]:
 
 
 def _renumber(child: Model, numbering: Sequence[tuple[str, int]], kept: Sequence[int]) -> None:
-    """Rename initializers, nodes, tensors, inputs, outputs and metadata of kept blocks: layer.0, .1, .5 -> .0, .1, .2."""
+    """Rename weights, nodes, tensors, inputs, outputs and metadata of kept blocks: layer.0, .1, .5 -> .0, .1, .2."""
     if not numbering:
         return
     number = {old: new for new, old in enumerate(kept)}

@@ -15,7 +15,7 @@ GATES = "graphclone_gates"
 
 
 def gated(model: Model, halves: Sequence[Half]) -> Model:
-    """Return a copy with a boolean input `graphclone_gates` [len(halves)]: where it is false, a half's exit is its entry.
+    """Return a copy with a boolean input `graphclone_gates` [len(halves)]: where false, a half's exit is its entry.
 
     Raises: CutError where a branch ends in a node that also normalises, or lies in a branch of an If.
 

@@ -124,7 +124,7 @@ def output_aware(statistics: Statistics, tap: Tap | str, weight: np.ndarray | No
 
 @metric("obs")
 def obs(statistics: Statistics, tap: Tap | str) -> np.ndarray:
-    """Return sqrt(E[x^2]), what `obs` ranks by where no one matrix reads the dimension; `passes/obs.py` has the rest."""
+    """Return sqrt(E[x^2]): what `obs` ranks by where no matrix reads the dimension; `passes/obs.py` has the rest."""
     return np.sqrt(statistics.mean_square(tap))
 
 

@@ -172,7 +172,7 @@ class _Proof:
     # vectors that scale channels --------------------------------------------------------------------------------
 
     def _sort_scales(self) -> dict[str, tuple[str, ...]]:
-        """Decide for each product with a vector: a written-out norm's weight (folds forward) or a layer scale (back)."""
+        """Decide for each product with a vector: a written-out norm's weight folds forward, a layer scale back."""
         layer_scales: dict[str, tuple[str, ...]] = {}
         for node, slot in self.scales:
             name = node.op.node.inputs[slot].name
@@ -274,7 +274,8 @@ class _Proof:
             for tensor, axes in zip(node.op.node.outputs, node.outputs, strict=False):
                 if axes and self._carries(axes) and tensor.name in self.analysis.outputs:
                     raise CutError(
-                        f"cannot rotate the width {self.axis.size[0]}: output '{tensor.name}' of {node.op.where} would change its basis"
+                        f"cannot rotate the width {self.axis.size[0]}: output '{tensor.name}' of {node.op.where} "
+                        f"would change its basis"
                     )
 
     def _check_ties(self) -> None:
@@ -285,8 +286,8 @@ class _Proof:
                 if name not in own and (name in self.tied or len(self.analysis.typing.uses[name]) > 1):
                     raise CutError(
                         f"cannot rotate the width {self.axis.size[0]}: the weight of {norm.where} cannot fold into "
-                        f"'{name}', which is shared; where that is a tied head, rotate{{untie=true}} gives it a matrix of "
-                        f"its own"
+                        f"'{name}', which is shared; where that is a tied head, rotate{{untie=true}} gives it a "
+                        f"matrix of its own"
                     )
 
     def _carriers(self) -> tuple[dict[str, int], dict[str, str]]:

@@ -86,7 +86,7 @@ def _scalable(node: gs.Node, slot: int) -> str | None:
 
 
 def _scale_behind(node: gs.Node) -> str | None:
-    """Return the weight's scale that a product of whole numbers is multiplied by once it is real: x's times the weight's."""
+    """Return the weight's scale in what a product of whole numbers is multiplied by: x's scale times the weight's."""
     following = node.outputs[0].outputs
     while len(following) == 1 and following[0].op in ("Cast", "Reshape"):
         following = following[0].outputs[0].outputs

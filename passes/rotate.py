@@ -146,8 +146,8 @@ def _check_shifts(norms: list[Norm], values: dict[str, np.ndarray]) -> None:
             gain, shift = (np.abs(values[name].reshape(-1)) for name in (norm.gain, norm.shift))
             if np.any(bad := shift > MOST_SHIFT * gain):
                 raise CutError(
-                    f"cannot rotate: {norm.where} scales channel {int(np.argmax(bad))} by nearly nothing and shifts it, "
-                    f"so its bias cannot fold into what reads it"
+                    f"cannot rotate: {norm.where} scales channel {int(np.argmax(bad))} by nearly nothing and shifts "
+                    f"it, so its bias cannot fold into what reads it"
                 )
 
 
@@ -207,7 +207,7 @@ def _new_vectors(
     basis: np.ndarray,
     reading: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Return each norm's gain as a number, its bias as its readers take it in the new basis, and layer scales of one."""
+    """Return each norm's gain as a number, its bias as readers take it in the new basis, and layer scales of one."""
     size, kept = basis.shape
     found = {name: np.ones((*vectors[name].shape[:-1], kept)) for name in proof.layer_scales}
     gains: dict[str, list[float]] = defaultdict(list)

@@ -93,12 +93,13 @@ def test_a_length_that_an_exporter_wrote_into_a_reshape(graph) -> None:
 
 
 BATCH_OF_ANOTHER = """(int64[A, S] read, int64[B, T] ids) => (float[B, T, 12] y) <
-    float[17, 12] table, float[12, 18] q, float[12, 18] k, float[18, 12] o, int64[2] split = {3, 6}, int64[1] free = {-1},
-    int64[3] joined = {0, 0, 18}, int64[1] first = {0}, int64[1] second = {1}> {
+    float[17, 12] table, float[12, 18] q, float[12, 18] k, float[18, 12] o, int64[2] split = {3, 6},
+    int64[1] free = {-1}, int64[3] joined = {0, 0, 18}, int64[1] first = {0}, int64[1] second = {1}> {
     x = Gather(table, ids)  e = Gather(table, read)  s = Shape(ids)  b = Slice(s, first, second)
     to = Concat <axis = 0> (b, free, split)
     a = MatMul(x, q)  c = Reshape(a, to)  d = Transpose <perm = [0, 2, 1, 3]> (c)
-    f = MatMul(e, k)  g = Reshape(f, to)  h = Transpose <perm = [0, 2, 3, 1]> (g)  l = Transpose <perm = [0, 2, 1, 3]> (g)
+    f = MatMul(e, k)  g = Reshape(f, to)  h = Transpose <perm = [0, 2, 3, 1]> (g)
+    l = Transpose <perm = [0, 2, 1, 3]> (g)
     m = MatMul(d, h)  p = Softmax(m)  n = MatMul(p, l)  t = Transpose <perm = [0, 2, 1, 3]> (n)  u = Reshape(t, joined)
     v = MatMul(u, o)  y = Add(x, v) }"""
 
@@ -115,9 +116,11 @@ def test_a_batch_that_groups_what_was_read_by_another_name(graph) -> None:
 
 GROUPED = """(int64[B, T] ids) => (float[B, T, 12] y) <
     float[17, 12] table, float[12, 30] q, float[12, 10] k, float[12, 14] v, float[42, 12] o,
-    int64[5] groups = {0, 0, 2, 3, 5}, int64[4] keys = {0, 0, 2, 5}, int64[4] values = {0, 0, 2, 7}, int64[3] all = {0, 0, 42}> {
+    int64[5] groups = {0, 0, 2, 3, 5}, int64[4] keys = {0, 0, 2, 5}, int64[4] values = {0, 0, 2, 7},
+    int64[3] all = {0, 0, 42}> {
     x = Gather(table, ids)
-    a = MatMul(x, q)  c = Reshape(a, groups)  e = MatMul(x, k)  f = Reshape(e, keys)  g = MatMul(x, v)  h = Reshape(g, values)
+    a = MatMul(x, q)  c = Reshape(a, groups)  e = MatMul(x, k)  f = Reshape(e, keys)
+    g = MatMul(x, v)  h = Reshape(g, values)
     m = Einsum <equation = "btkgd,bskd->bkgts"> (c, f)  p = Softmax(m)
     n = Einsum <equation = "bkgts,bskd->btkgd"> (p, h)  u = Reshape(n, all)  w = MatMul(u, o)  y = Add(x, w) }"""
 
@@ -130,8 +133,8 @@ ONE_HEAD_OF_KEYS = """(int64[B, T] ids) => (float[B, T, 12] y) <
 
 SINK = """(int64[B, T] ids) => (float[B, T, 12] y) <
     float[17, 12] table, float[12, 15] q, float[12, 15] k, float[12, 15] v, float[15, 12] o, float[1, 3, 1, 1] sink,
-    int64[4] heads = {0, 0, 3, 5}, int64[3] all = {0, 0, 15}, int64[1] start = {0}, int64[1] end = {-1}, int64[1] last = {-1},
-    int64[1] one = {1}, int64[1] three = {3}, int64[1] zero = {0}, int64[1] two = {2}> {
+    int64[4] heads = {0, 0, 3, 5}, int64[3] all = {0, 0, 15}, int64[1] start = {0}, int64[1] end = {-1},
+    int64[1] last = {-1}, int64[1] one = {1}, int64[1] three = {3}, int64[1] zero = {0}, int64[1] two = {2}> {
     x = Gather(table, ids)  a = MatMul(x, q)  c = Reshape(a, heads)  e = MatMul(x, k)  f = Reshape(e, heads)
     g = MatMul(x, v)  h = Reshape(g, heads)
     m = Einsum <equation = "bthd,bshd->bhts"> (c, f)  s = Shape(m)  rows = Slice(s, zero, three)
@@ -159,9 +162,11 @@ def test_heads_that_keys_do_not_repeat_and_a_sink_beside_the_scores(graph, text:
 
 
 ROTARY = """(int64[B, T] ids, int32[B] last, int32 length) => (float[B, T, 12] y) <
-    float[17, 12] table, float[12, 96] q, float[12, 32] k, float[12, 32] v, float[96, 12] o, float[40, 8] c, float[40, 8] s> {
+    float[17, 12] table, float[12, 96] q, float[12, 32] k, float[12, 32] v, float[96, 12] o,
+    float[40, 8] c, float[40, 8] s> {
     x = Gather(table, ids)  a = MatMul(x, q)  e = MatMul(x, k)  g = MatMul(x, v)
-    n = com.microsoft.GroupQueryAttention <num_heads = 6, kv_num_heads = 2, do_rotary = 1> (a, e, g, , , last, length, c, s)
+    n = com.microsoft.GroupQueryAttention <num_heads = 6, kv_num_heads = 2, do_rotary = 1>
+        (a, e, g, , , last, length, c, s)
     w = MatMul(n, o)  y = Add(x, w) }"""
 
 
@@ -173,7 +178,8 @@ def test_a_head_that_an_operator_turns_is_named_by_all_its_indices(graph) -> Non
 
 def test_the_length_of_ids_is_a_number_of_positions(graph) -> None:
     model = graph(
-        "(int64[B, 7] ids, float[B, 7, 3] x) => (float[B, 7, 5] y) <float[17, 5] table, float[7, 5] places, float[3, 5] w> {"
+        "(int64[B, 7] ids, float[B, 7, 3] x) => (float[B, 7, 5] y)"
+        " <float[17, 5] table, float[7, 5] places, float[3, 5] w> {"
         " e = Gather(table, ids)  p = Add(e, places)  c = MatMul(x, w)  y = Add(p, c) }"
     )
     assert {d.name: d.size for d in analyse(model).dimensions if d.locked} == {"positions": 7}

@@ -15,9 +15,13 @@ FOLDER = next((p / "models" / "all-MiniLM-L6-v2" for p in PLACES if (p / "models
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="no models/all-MiniLM-L6-v2 in GRAPHCLONE_DATA or ../shared")
 
 TEXTS = [
-    "A graph is made of nodes and edges.", "The quick brown fox jumps over the lazy dog.", "Weights are kept, not lost.",
-    "Two cores are enough for a small model.", "It rained all day in the old harbour town.", "He counted the ships twice.",
-]  # fmt: skip
+    "A graph is made of nodes and edges.",
+    "The quick brown fox jumps over the lazy dog.",
+    "Weights are kept, not lost.",
+    "Two cores are enough for a small model.",
+    "It rained all day in the old harbour town.",
+    "He counted the ships twice.",
+]
 
 
 @pytest.fixture(scope="module")

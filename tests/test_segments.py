@@ -83,7 +83,9 @@ def test_one_of_two_outputs_may_be_held(graph):
 def test_a_branch_takes_what_it_needs_from_outside(graph):
     model = graph("""(float[B, 4] x) => (float[B, 4] y) <float[4, 4] a, bool on = {1}> {
         p = MatMul(x, a)
-        q = If (on) <then_branch = t () => (float[B, 4] z) { z = Relu(p) }, else_branch = e () => (float[B, 4] w) { w = Tanh(p) }>
+        q = If (on) <
+            then_branch = t () => (float[B, 4] z) { z = Relu(p) },
+            else_branch = e () => (float[B, 4] w) { w = Tanh(p) }>
         y = Exp(q) }""")
     stream = Stream("s", model, feeds((2, 4), 1))
     wanted = whole(model, stream.feeds[0], "y")[0]

@@ -19,7 +19,8 @@ STACKED = Path(__file__).parent / "fixtures" / "jax" / "scan.onnx"
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 LOOP = f"""{HEAD} g (float[N, 6] x) => (float[N, 6] y, float[3, N, 6] states) <
     int64 count = {{3}}, bool go = {{1}}, float[3, 6, 6] stack = {{{",".join(str(i % 7 / 10) for i in range(108))}}}> {{
-    y, states = Loop (count, go, x) <body = b (int64 i, bool on, float[N, 6] h) => (bool still, float[N, 6] next, float[N, 6] seen) {{
+    y, states = Loop (count, go, x) <
+        body = b (int64 i, bool on, float[N, 6] h) => (bool still, float[N, 6] next, float[N, 6] seen) {{
         still = Identity (on)
         w = Gather <axis = 0> (stack, i)
         product = MatMul (h, w)

@@ -26,7 +26,8 @@ from graphclone.verify.rounding import rounds, unrounded  # noqa: E402
 from graphclone.verify.running import difference, run  # noqa: E402
 
 QUICK = (
-    ("gpt2", "fp16"), ("bert", "qdq_channel"), ("llama", "dynamic8"), ("llama", "int4"), ("vit", "ort_all"), ("bert", "eager_mha"),
+    ("gpt2", "fp16"), ("bert", "qdq_channel"), ("llama", "dynamic8"), ("llama", "int4"), ("vit", "ort_all"),
+    ("bert", "eager_mha"),
 )  # fmt: skip
 FAMILIES = ("gpt2", "llama", "bert", "vit")
 
@@ -74,7 +75,7 @@ def test_what_a_tool_computed_ahead_stays_in_the_framework_too():
 
 
 def test_a_width_of_the_framework_may_be_two_in_an_export(graph):
-    """A table that is looked up by its rows and multiplied by once more, stored twice, has a width of its own in each."""
+    """A table that is looked up by rows and multiplied by once more, stored twice, has a width of its own in each."""
     family = zoo.family("albert")
     table = family.build().get_parameter("albert.embeddings.word_embeddings.weight").detach().numpy()
     rows, width = table.shape
@@ -105,7 +106,8 @@ def test_a_fused_post_norm_stack_begins_where_its_embedding_ends():
     assert found["native"]["bad"] == {} and found["blocks"]["bad"] == {}
 
 
-BLOCKWISE = """(float[B, 64] x) => (float[B, 64] y) <uint8[48, 4, 8] w, float[48, 4] s, uint8[64, 3, 8] v, float[64, 3] t> {
+BLOCKWISE = """(float[B, 64] x) => (float[B, 64] y)
+    <uint8[48, 4, 8] w, float[48, 4] s, uint8[64, 3, 8] v, float[64, 3] t> {
     h = com.microsoft.MatMulNBits <K = 64, N = 48, bits = 4, block_size = 16> (x, w, s)
     y = com.microsoft.MatMulNBits <K = 48, N = 64, bits = 4, block_size = 16> (h, v, t)
 }"""

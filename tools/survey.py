@@ -326,7 +326,8 @@ def _blockless(analysis: Analysis, family: str) -> str:
 
 def _folded(model: Model, family: str) -> list[str]:
     """Name the parameters that an export lacks because a tool computed ahead what is made of them."""
-    return [name for name in zoo.family(family).layout.folded if not any(known.startswith(name) for known in model.weights)]
+    folded = zoo.family(family).layout.folded
+    return [name for name in folded if not any(known.startswith(name) for known in model.weights)]
 
 
 def _apart(model: Model, analysis: Analysis, family: str) -> dict[str, str]:
@@ -338,7 +339,8 @@ def _apart(model: Model, analysis: Analysis, family: str) -> dict[str, str]:
     layout, module = zoo.family(family).layout, zoo.family(family).build()
     if layout.before:
         layout.before(module)
-    of_leaf = {id(leaf): d for d in analysis.dimensions if not d.locked for axis in d.axes for leaf in free_leaves(axis)}
+    free = [dimension for dimension in analysis.dimensions if not dimension.locked]
+    of_leaf = {id(leaf): dimension for dimension in free for axis in dimension.axes for leaf in free_leaves(axis)}
     sizes, found = zoo.dimensions(family), {}
     for parameter, initializer, turned in places(module, model):
         pattern = next((row for glob, row in layout.rows.items() if fnmatch.fnmatchcase(parameter, glob)), "(")
@@ -346,7 +348,9 @@ def _apart(model: Model, analysis: Analysis, family: str) -> dict[str, str]:
             symbols = pattern.split()[-len(use.axes) :]
             for symbol, axis in zip(reversed(symbols), use.axes if turned else reversed(use.axes), strict=False):
                 dimension, meant = of_leaf.get(id(find(axis))), analysis.dimension(symbol)
-                if symbol in sizes and meant and dimension and meant.name != dimension.name and dimension.name not in sizes:
+                if symbol not in sizes or not meant or not dimension:
+                    continue
+                if meant.name != dimension.name and dimension.name not in sizes:
                     found[dimension.name] = symbol
     return found
 
@@ -369,7 +373,7 @@ def _summary(worst: dict[str, float], kinds: dict[str, str], tolerance: float = 
 def main() -> None:
     parser = arguments(__doc__, exports() / "coverage.jsonl")
     parser.add_argument("--no-page", action="store_true", help="leave the page as it is")
-    parser.add_argument("--merge", type=Path, metavar="FILE", help="judge nothing, add another cache's rows, write the page")
+    parser.add_argument("--merge", type=Path, metavar="FILE", help="judge nothing, add a cache's rows, write the page")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.merge:

@@ -104,7 +104,8 @@ def _holds(row: dict) -> bool:
     """Tell whether a row's cuts do what they should; PyTorch has a column of its own."""
     if "unmade" in row or "stopped" in row:
         return False
-    return row["verify"]["ok"] and not row.get("blockless") and all(not row[key]["bad"] for key in ("native", "blocks") if key in row)
+    judged = [row[key] for key in ("native", "blocks") if key in row]
+    return row["verify"]["ok"] and not row.get("blockless") and not any(each["bad"] for each in judged)
 
 
 def _is_whole(row: dict) -> bool:
@@ -121,10 +122,11 @@ def _verdict(rows: Sequence[dict], total: int) -> str:
     good = [row for row in made if _holds(row)]
     whole = sum(map(_is_whole, good))
     lines = [
-        f"* {len(rows)} of {total} rows are judged here, {len(rows) - len(made)} of which their exporter or tool cannot make.",
+        f"* {len(rows)} of {total} rows are judged here, {len(rows) - len(made)} of which their exporter or tool "
+        "cannot make.",
         f"* {len(good)} of the {len(made)} others hold: verify passes, and children equal the framework's own "
-        f"smaller model as far as the route does not round. In {len(good) - whole} of these some width is locked, by an "
-        "operator that the notes below its table name.",
+        f"smaller model as far as the route does not round. In {len(good) - whole} of these some width is locked, by "
+        "an operator that the notes below its table name.",
         f"* {sum(map(_converts, made))} of the {len(made)} convert to PyTorch.",
     ]
     bad = [row["row"] for row in made if not _holds(row)]
@@ -176,8 +178,8 @@ def _notes(name: str, row: dict) -> list[str]:
     notes = [f"* {name}: locked {_listed(names)}: {_cell(reason)}" for reason, names in locked.items()]
     if row["unknown"]:
         notes.append(f"* {name}: no axis rule for {_listed(row['unknown'])}")
-    folded = [f"the tool computed ahead what `{each}` makes; the framework's model keeps it" for each in row.get("folded", ())]
-    notes += [f"* {name}: {each}" for each in folded]
+    folded = "the tool computed ahead what `{}` makes; the framework's model keeps it"
+    notes += [f"* {name}: {folded.format(each)}" for each in row.get("folded", ())]
     if row.get("blockless"):
         notes.append(f"* {name}: {_cell(row['blockless'])}")
     if row.get("missing"):

@@ -18,8 +18,8 @@ CONTRACTING = {
 BLOCKWISE = {"MatMulNBits"}
 SECOND_OPERAND = {"QLinearMatMul": 3, "QGemm": 3, "QLinearConv": 3}
 REARRANGING = {
-    "Transpose", "Reshape", "Cast", "DequantizeLinear", "Squeeze", "Unsqueeze", "Identity", "Gather", "GatherND", "Slice",
-    "Split", "QuantizeLinear",
+    "Cast", "DequantizeLinear", "Gather", "GatherND", "Identity", "QuantizeLinear", "Reshape", "Slice", "Split",
+    "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def is_weight(use: Use) -> bool:
 
 
 def contracting_node(node: gs.Node | None) -> gs.Node | None:
-    """Return the node that contracts an initializer which a node reads: itself, or what reads its Transpose; else None."""
+    """Return what contracts an initializer that a node reads: the node, or what reads its Transpose; else None."""
     while node is not None and node.op == "Transpose":
         readers = node.outputs[0].outputs
         node = readers[0] if len(readers) == 1 else None

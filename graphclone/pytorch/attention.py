@@ -257,7 +257,8 @@ def embed_layer_norm(op: Op) -> Code | tuple:
     normed = Code("F.layer_norm({}, {}, {}, {}, {})", summed, (words.dims[1],), gamma, beta, epsilon(op, 1e-12))
     if len(op.outputs) == 1:
         return normed
-    lengths = Code("torch.sum({}, dim=-1).to({})", mask, mask.dtype) if mask is not None else Code("{}.new_zeros({})", ids, (ids.dims[0],))
+    none = Code("{}.new_zeros({})", ids, (ids.dims[0],))
+    lengths = none if mask is None else Code("torch.sum({}, dim=-1).to({})", mask, mask.dtype)
     return (normed, lengths, summed) if len(op.outputs) > 2 else (normed, lengths)
 
 

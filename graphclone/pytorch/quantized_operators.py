@@ -15,8 +15,10 @@ OPSET = 21
 
 @dataclass(frozen=True)
 class Plain:
-    """A float operator: `given` lists where each operand stands, followed by its scale and zero point; `result` is where
-    the scale and zero point of the result stand; `bias` is in units of both operands' scales."""
+    """A float operator: `given` lists where each operand stands, followed by its scale and zero point.
+
+    `result` is where the scale and zero point of the result stand; `bias` is in units of both operands' scales.
+    """
 
     type: str
     given: tuple[int, ...]

@@ -98,7 +98,7 @@ def _edit_sites(child: Child) -> None:
 
 
 def _declare_shapes(child: Child) -> None:
-    """Update the shapes that graph inputs, outputs and intermediate tensors declare; every graph output declares one."""
+    """Update the shapes that graph inputs, outputs and other tensors declare; every graph output declares one."""
     _complete_outputs(child)
     for graph in walk(child.graph):
         tensors = [*graph.inputs, *graph.outputs, *(t for node in graph.nodes for t in node.outputs)]

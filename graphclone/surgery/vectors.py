@@ -103,6 +103,7 @@ def _line(wanted: Size, stored: Size, node: gs.Node) -> tuple[Fraction, int]:
     if len(differences) == 1:
         return Fraction(1), differences.pop()
     raise CutError(
-        f"cannot cut: {node.op} node '{node.name}' reads a size of which a part that is cut and a dynamic one cannot be "
-        f"told apart ({stored[0]} and {stored[1]} in two runs would be {wanted[0]} and {wanted[1]}); leave that part whole"
+        f"cannot cut: {node.op} node '{node.name}' reads a size of which a part that is cut and a dynamic one cannot "
+        f"be told apart ({stored[0]} and {stored[1]} in two runs would be {wanted[0]} and {wanted[1]}); "
+        f"leave that part whole"
     )

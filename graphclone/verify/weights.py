@@ -134,8 +134,9 @@ class _Zeroed(Source):
 
 
 ZERO_POINTS = {
-    "DequantizeLinear": {0: 2}, "MatMulInteger": {1: 3}, "ConvInteger": {1: 3}, "QLinearMatMul": {3: 5}, "QGemm": {3: 5},
-    "QLinearConv": {3: 5}, "MatMulIntegerToFloat": {1: 5}, "DynamicQuantizeMatMul": {1: 3}, "QAttention": {1: 7},
+    "DequantizeLinear": {0: 2}, "MatMulInteger": {1: 3}, "ConvInteger": {1: 3}, "QLinearMatMul": {3: 5},
+    "QGemm": {3: 5}, "QLinearConv": {3: 5}, "MatMulIntegerToFloat": {1: 5}, "DynamicQuantizeMatMul": {1: 3},
+    "QAttention": {1: 7},
 }  # fmt: skip
 """Where a quantized operand's zero point is: {operator: {slot: slot of the zero point}}."""
 

@@ -73,9 +73,11 @@ def test_every_way_comes_closer_to_the_parent(family, route, outputs, apart):
 @pytest.mark.parametrize("family", ["t5", pytest.param("whisper", marks=pytest.mark.long)])
 def test_both_stacks_can_lose_blocks(family, outputs, apart):
     """The encoder's states are read by matrices of decoder blocks that go, too: these are not fitted."""
-    parent, samples, fresh = graphclone.load(zoo.export(family, "dynamo18")), samples_of(family, 8, 1), samples_of(family, 2, 500)
+    parent = graphclone.load(zoo.export(family, "dynamo18"))
+    samples, fresh = samples_of(family, 8, 1), samples_of(family, 2, 500)
     cut, wanted = 'depth{layers={"encoder":3,"decoder":3} by=uniform}', outputs(parent, fresh)
-    plain, fitted = (Pipeline.parse(f"{cut}{more}").run(parent, data=samples, provider="cpu") for more in ("", ",refit"))
+    pipelines = (Pipeline.parse(text) for text in (cut, f"{cut},refit"))
+    plain, fitted = (pipeline.run(parent, data=samples, provider="cpu") for pipeline in pipelines)
     assert apart(outputs(fitted.child, fresh), wanted) < apart(outputs(plain.child, fresh), wanted)
 
 

@@ -28,7 +28,7 @@ def layer_norm(x: np.ndarray, gain: np.ndarray, epsilon: float) -> np.ndarray:
 
 @pytest.mark.parametrize("size, kept", [(48, 24), (48, 48), (7, 3)])
 def test_layer_norm_is_exact_in_double_precision_on_what_is_kept(size, kept):
-    """Of a stream that lies in the kept directions, the child's operator gives what the parent's gives, in the new basis."""
+    """Of a stream in the kept directions, the child's operator makes what the parent's does, in the new basis."""
     random = np.random.default_rng(0)
     directions = random.standard_normal((kept - 1, size))
     x = random.standard_normal((200, kept - 1)) @ directions + random.standard_normal((200, 1))  # any mean

@@ -15,7 +15,8 @@ BLOCK = """
     {y} = Add({x}, d{n})"""
 PACKED = (
     """(float[B, S, 12] x0) => (float[B, S, 12] x2)
-    <float[12, 64] up0, uint8[12, 4, 8] down0, float[12, 4] scale0, float[12, 64] up1, uint8[12, 4, 8] down1, float[12, 4] scale1>
+    <float[12, 64] up0, uint8[12, 4, 8] down0, float[12, 4] scale0,
+     float[12, 64] up1, uint8[12, 4, 8] down1, float[12, 4] scale1>
     {"""
     + "".join(BLOCK.format(n=n, x=f"x{n}", y=f"x{n + 1}") for n in (0, 1))
     + "}"

@@ -221,7 +221,11 @@ WHOLE = {
     "com.microsoft.QLinearSoftmax": (["q", "s", "z", "y_s", "y_z"], {}, {"axis": -1, "opset": 13}),
     "com.microsoft.QLinearAdd": (["q", "s", "z", "w", "w_s", "w_z", "y_s", "y_z"], {"w": whole(np.uint8, 4)}, {}),
     "com.microsoft.QLinearMul": (["q", "s", "z", "w", "w_s", "w_z", "y_s", "y_z"], {"w": whole(np.uint8, 4)}, {}),
-    "QLinearMatMul": (["q", "s", "z", "w", "w_s", "w_z", "y_s", "y_z"], {"w": whole(np.int8, 4, 5, low=-90, high=90)}, {}),
+    "QLinearMatMul": (
+        ["q", "s", "z", "w", "w_s", "w_z", "y_s", "y_z"],
+        {"w": whole(np.int8, 4, 5, low=-90, high=90)},
+        {},
+    ),
     "com.microsoft.QGemm": (
         ["q", "s", "z", "w", "w_s", "w_z", "b", "y_s", "y_z"],
         {"w": whole(np.int8, 5, 4, low=-90, high=90), "b": whole(np.int32, 5, low=-900, high=900)},
@@ -250,7 +254,8 @@ def test_operators_on_integers_alone_are_float_operators_between_two_scales(name
 
 
 def test_a_convolution_of_integers_is_one_of_floats():
-    constants = {"w": whole(np.int8, 5, 3, 3, 3, low=-9, high=9), "w_s": f(5, low=0.01, high=0.1), "w_z": np.zeros(5, np.int8)}
+    constants = {"w": whole(np.int8, 5, 3, 3, 3, low=-9, high=9)}
+    constants |= {"w_s": f(5, low=0.01, high=0.1), "w_z": np.zeros(5, np.int8)}
     constants |= STEP | {"b": whole(np.int32, 5, low=-90, high=90), "y_s": np.float32(0.1), "y_z": np.uint8(100)}
     nodes = [
         ("QuantizeLinear", ["x", "s", "z"], ["q"], {}),

@@ -379,7 +379,7 @@ def _keep_whole(model) -> None:
 
 
 def _slice_rotations(model, cut) -> None:
-    """Let the smaller model take the kept entries out of the parent's cosines and sines, computed anew for each length."""
+    """Let the smaller model take what is kept of the parent's cosines and sines, computed anew for each length."""
     rotary_embedding, kept = model.model.rotary_emb, torch.from_numpy(cut.kept("head_dim", "", 0))
     whole = rotary_embedding.whole
     rotary_embedding.forward = lambda x, position_ids: tuple(table[..., kept] for table in whole(x, position_ids))
