@@ -10,6 +10,7 @@ from graphclone.axes.binding import Binding
 from graphclone.axes.denominators import find_denominators
 from graphclone.axes.initializers import Initializers
 from graphclone.axes.liveness import data_live
+from graphclone.axes.notation import moves, parse
 from graphclone.axes.positions import Positions
 from graphclone.axes.registry import Typing, find_rule
 from graphclone.axes.symbols import Regrouping, Symbols
@@ -76,6 +77,7 @@ class _Sweep:
                 self.initializers.axes(tensor, None, 0)
         self._settle_fills()
         self.positions.settle(graph)
+        self._correct_declarations()
         return self.result
 
     def _type_input(self, tensor: gs.Variable) -> None:
@@ -89,6 +91,18 @@ class _Sweep:
                 lock(axis, f"axis {i} of graph input '{name}'")
         self.result.types[name] = axes
         self.positions.origin[name] = name
+
+    def _correct_declarations(self) -> None:
+        """Let no tensor inside the graph declare a size that its operator contradicts: onnxruntime lays out memory by
+        what is declared, and a statistic of such a tensor would be one of other tensors' bytes."""
+        declared = {tensor.name for tensor in self.model.graph.outputs}
+        for tensor in (tensor for node in self.model.graph.nodes for tensor in node.outputs):
+            axes = self.result.types.get(tensor.name)
+            if not axes or tensor.name in declared or tensor.shape is None or len(axes) != len(tensor.shape):
+                continue
+            found = [(find(axis), size) for axis, size in zip(axes, tensor.shape, strict=True)]
+            if any(isinstance(size, int) and size not in axis.size and not axis.fill for axis, size in found):
+                tensor.shape = [axis.size[0] if isinstance(size, int) else size for axis, size in found]
 
     def _settle_fills(self) -> None:
         """Make equations after all of fills that something else than broadcasting uses."""
@@ -130,9 +144,8 @@ class _Sweep:
         if typing is None:
             self._note_misfit(op)
             return self._unknown(op, rule is None)
-        if not constrains:
+        if not constrains and not moves(parse(typing.text), typing.fixed):
             op.axes = [None if axes is None else [Axis(axis.size) for axis in axes] for axes in op.axes]
-            self.result.shape_only.add(id(node))
         self._apply(op, typing, constrains)
 
     def _read_inputs(self, op: Op) -> None:
@@ -179,7 +192,10 @@ class _Sweep:
         return True
 
     def _arithmetic(self, op: Op) -> None:
-        """Shape arithmetic constrains nothing; what Shape reports is kept by surgery."""
+        """Shape arithmetic constrains nothing; what Shape reports is kept by surgery, and so are constants beside it."""
+        for slot, axes in enumerate(op.axes):
+            for axis in axes if op.is_constant(slot) and axes else ():
+                lock(axis, f"{op.where} computes sizes with it")
         for tensor in op.node.outputs:
             self.arithmetic.add(tensor.name)
             sizes = zip(*(value.shape for value in self.result.values[tensor.name]), strict=True)

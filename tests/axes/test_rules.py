@@ -12,6 +12,8 @@ import pytest
 from graphclone.analysis import analyse
 from graphclone.axes.axis import is_static, leaves
 from graphclone.axes.steps import atom_steps
+from graphclone.calibration.taps import Tap
+from graphclone.subclone import calibrate
 from graphclone.verify import verify
 
 ROWS = [
@@ -189,6 +191,23 @@ def test_half_a_batch_is_no_single_sample(graph):
     text = "(float[B, 12] x) => (float[C, 12] y, float[C, 12] z) { y, z = Split <axis = 0, num_outputs = 2> (x) }"
     types = analyse(graph(text)).typing.types
     assert not is_static(types["y"][0]) and not is_static(types["z"][0])
+
+
+def test_constants_that_sizes_are_computed_with_stay_whole(graph):
+    text = """(float[B, S, 12] x) => (float[B, S, 12] y) <float[3] least = {1.0, 1.0, 1.0}>
+        { s = Shape(x)  f = Cast <to = 1> (s)  m = Max(f, least)  t = Cast <to = 7> (m)  y = Reshape(x, t) }"""
+    assert verify(graph(text)).ok
+
+
+def test_sizes_that_a_file_declares_otherwise_than_they_are_do_not_count(graph):
+    """onnxruntime reserves memory by them, and overwrites it: what is measured there would be other tensors' numbers."""
+    model = graph("""(float[2, 7, 12] x) => (float[2, 7, 12] y) <float[12, 10] w, float[10, 12] v>
+        { h = MatMul(x, w)  y = MatMul(h, v) }""")
+    hidden = model.graph.tensors()["h"]
+    hidden.dtype, hidden.shape = np.dtype(np.float32), [2, 7, 13]
+    stats = calibrate(model, [{"x": np.ones((2, 7, 12), np.float32)}], progress=False, provider="cpu")
+    wanted = np.abs(model.weights["w"].load().sum(axis=0))
+    assert np.allclose(stats.mean_abs(Tap("h", 2)), wanted, rtol=1e-5)
 
 
 def test_one_position_from_outside_picks_an_entry(graph):
