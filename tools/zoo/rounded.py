@@ -30,7 +30,7 @@ def round_like(module: nn.Module, model: Model, layout: Layout) -> Layout:
     """
     found: dict[tuple[int, ...], list[tuple[np.ndarray, bool]]] = {}
     for values, looked_up in stored(model):
-        for array in (values, values.T) if values.ndim == 2 else (values, values - 1):  # a norm may keep 1 + its scale
+        for array in _forms(values):
             found.setdefault(array.shape, []).append((array, looked_up))
     names: dict[int, str] = {}
     rows = dict(layout.rows)
@@ -51,6 +51,23 @@ def round_like(module: nn.Module, model: Model, layout: Layout) -> Layout:
             rows[name] = next(row for glob, row in layout.rows.items() if fnmatch.fnmatchcase(first, glob))
         setattr(owner, leaf, module.get_parameter(first) if shared else nn.Parameter(values))
     return replace(layout, rows=rows)
+
+
+def _forms(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the parameters that stored values may stand for.
+
+    A matrix may be turned round, a norm may keep 1 + its scale, a table that is looked up whole has an axis of one
+    entry in front, and of a scale in logits its exponential is stored.
+    """
+    yield values
+    if values.ndim == 2:
+        yield values.T
+    else:
+        yield values - 1
+    if values.ndim > 2 and values.shape[0] == 1:
+        yield values[0]
+    if values.shape == (1,) and values > 0:
+        yield np.log(values)
 
 
 def places(module: nn.Module, model: Model) -> Iterator[tuple[str, str, bool]]:
