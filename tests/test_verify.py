@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 from graphclone.analysis import analyse
+from graphclone.calibration.synthesis import synthesise
 from graphclone.errors import InputError
 from graphclone.model import Model, load
 from graphclone.plan import Plan
@@ -105,6 +106,21 @@ def test_computed_sizes_follow_those_that_were_made_smaller():
     past = whole["past_key_values.0.key"].shape[2]
     assert past < 20
     assert whole["attention_mask"].shape[1] == past + whole["input_ids"].shape[1]
+
+
+IDS_AS_FLOATS = """(float[B, S] ids) => (float[B, S, 15] y) <float[23, 12] table, float[12, 14] w1, float[14, 15] w2>
+    { i = Cast<to = 7>(ids)  e = Gather(table, i)  h = MatMul(e, w1)  a = Tanh(h)  y = MatMul(a, w2) }"""
+
+
+def test_ids_that_a_file_declares_as_floats_are_ids(graph):
+    """Keras gives an input without a type its float type and casts inside."""
+    model = graph(IDS_AS_FLOATS)
+    for feeds in first(model):
+        assert feeds["ids"].dtype == np.float32 and feeds["ids"].max() > 5
+        assert (feeds["ids"] == feeds["ids"] % 23 // 1).all()
+    report = verify(model)
+    assert report.ok, str(report)
+    assert synthesise(model)["ids"].max() > 5
 
 
 def test_masks_are_ones_and_then_padded(graph):

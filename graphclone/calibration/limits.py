@@ -1,4 +1,4 @@
-"""Limits: which integer inputs are indices into a table, and how many rows it has."""
+"""Limits: which inputs are indices into a table, and how many rows it has."""
 
 from dataclasses import dataclass
 
@@ -23,15 +23,15 @@ class Limit:
 
 
 def index_limits(model: Model) -> dict[str, Limit]:
-    """Return the limit of each integer input whose values reach a Gather unchanged.
+    """Return the limit of each input whose values reach a Gather unchanged, also ids that are declared as floats.
 
     Example:
-        >>> index_limits(graphclone.load("gpt2.onnx"))  # doctest: +SKIP
-        {'input_ids': Limit(size=50257, table='wte.weight')}
+        >>> index_limits(model)
+        {'ids': Limit(size=65, table='token.weight')}
     """
     found = {}
     for tensor in model.inputs:
-        if tensor.dtype is not None and np.dtype(tensor.dtype).kind in "iu":
+        if tensor.dtype is not None and np.dtype(tensor.dtype).kind in "iuf":
             tables = [table for node, slot in _readers(tensor) if (table := _table(node, slot))]
             if tables:
                 found[tensor.name] = min(tables, key=lambda limit: limit.size)

@@ -41,7 +41,7 @@ def synthesise(
     Raises: InputError for an input that is no tensor or does not say its type or rank.
 
     Example:
-        >>> synthesise(model, {"batch": 2, "sequence": 5})["input_ids"].shape  # doctest: +SKIP
+        >>> synthesise(model, {"batch": 2, "time": 5})["ids"].shape
         (2, 5)
     """
     specs = input_specs(model)
@@ -125,7 +125,7 @@ def _values(
         values = np.full(shape, float(real))
         if padded and shape and shape[-1] > 1:
             values.reshape(-1, shape[-1])[-1, -max(1, shape[-1] // 3) :] = not real
-    elif kind(spec.dtype) == "f":
+    elif kind(spec.dtype) == "f" and limit is None:
         values = random.standard_normal(shape)
     elif spec.dtype == bool:
         values = np.ones(shape)

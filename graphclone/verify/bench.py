@@ -83,11 +83,12 @@ class Bench:
             if kept is not None:
                 place = np.full(find(axis).size[0], -1, np.int64)
                 place[kept] = np.arange(len(kept))
-                ids = place[feeds[name]]
-                ids = np.where(ids < 0, feeds[name] % len(kept), ids)
+                whole = feeds[name].astype(np.int64)  # some frameworks declare ids as floats
+                ids = place[whole]
+                ids = np.where(ids < 0, whole % len(kept), ids)
                 child[name] = np.asarray(ids, feeds[name].dtype)
                 parent[name] = np.asarray(kept[ids], feeds[name].dtype)
-        for name, array in feeds.items():
+        for name, array in child.items():
             if array.dtype.kind not in "iubUSO":
                 child[name] = self._taken(cut, typing.types.get(name), array)
         return parent, child
