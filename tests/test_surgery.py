@@ -110,6 +110,20 @@ def test_what_shape_reports_keeps_scales_as_they_were(graph):
     assert difference(run(child, [{"x": x}])[0], {"y": wanted.astype(np.float32)}) < 1e-6
 
 
+def test_what_is_computed_for_its_shape_alone_still_runs(graph):
+    """Windows of tokens whose values nobody reads: the Reshape that counts them stores the width all the same."""
+    model = graph("""(float[N, 4, 8] x) => (float[M, 2, 6] y)
+        <float[8, 10] w, float[10, 6] u, int64[4] split = {-1, 2, 2, 10}, int64[3] windows = {-1, 2, 10},
+        int64[1] first = {0}, int64[2] rest = {2, -1}>
+        { h = MatMul(x, w)  p = Reshape(h, split)  t = Transpose <perm = [0, 2, 1, 3]> (p)
+          r = Reshape(t, windows)  n = Shape(r)  c = Gather(n, first)  to = Concat <axis = 0> (c, rest)
+          k = Reshape(t, to)  y = MatMul(k, u) }""")
+    name = name_of(model, 10)
+    child = apply(model, Plan(keep={name: (1, 4, 7)}))
+    feeds = [{"x": np.ones((n, 4, 8), np.float32)} for n in (2, 3)]
+    assert [result["y"].shape for result in run(child, feeds)] == [(4, 2, 6), (6, 2, 6)]
+
+
 def test_a_target_computed_from_the_sequence_still_follows_it(graph):
     model = graph("""(float[B, S, 12] x) => (float[B, S, 3, 5] y) <float[12, 15] w, int64[1] b = {0}, int64[1] s = {1},
         int64[2] tail = {3, 5}>

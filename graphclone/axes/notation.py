@@ -13,7 +13,7 @@ Each side lists one pattern per tensor, separated by commas; a pattern lists its
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,6 +62,19 @@ def parse(text: str) -> Signature:
 def parse_axes(text: str) -> tuple[Pattern, ...]:
     """Parse the axes of one tensor, as in `b (h d)`."""
     return _tensors(text, text)[0]
+
+
+def moves(signature: Signature, fixed: Iterable[str] = ()) -> bool:
+    """Tell whether an operator asks nothing of its inputs' axes: each is passed on, moved or merged into another.
+
+    Example:
+        >>> moves(parse("a b c, . -> (a b) c")), moves(parse("(a b) c, . -> a b c")), moves(parse("... k, k n -> ... n"))
+        (True, False, False)
+    """
+    patterns = [pattern for tensor in signature.inputs for pattern in tensor if pattern.kind != "any"]
+    names = [pattern.name or pattern.kind for pattern in patterns]
+    plain = all(pattern.kind in ("name", "broadcast") and not pattern.statistic for pattern in patterns)
+    return plain and len(names) == len(set(names)) and not any(fixed)
 
 
 def names_in(*patterns: Pattern) -> Iterator[str]:

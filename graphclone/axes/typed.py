@@ -69,4 +69,3 @@ class AxisTyping:
     values: dict[str, Values] = field(default_factory=dict)
     fills: list[tuple[Axis, Axis]] = field(default_factory=list)
     written: dict[str, tuple[int, str]] = field(default_factory=dict)
-    shape_only: set[int] = field(default_factory=set)
