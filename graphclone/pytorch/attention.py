@@ -218,6 +218,8 @@ def multi_head_attention(op: Op) -> Code:
         keys = keys + op[6].dims[2]
     mask = _contrib_mask(op, op[4], op[5], keys)
     causal = bool(op.attribute("unidirectional", 0))
+    if causal and probe_of(op[1].dims[-2] - op.attribute("behind_cache", 0)) != probe_of(length):
+        raise Unsupported("onnxruntime hides keys from all queries but the last where there are not as many of both")
     if causal and (mask is not None or op[6] is not None or op.attribute("behind_cache")):
         mask, causal = _both(mask, False, Code("causal_mask({}, {}, {})", length, keys, DEVICE)), False
     result = attend(q, k, v, mask, causal=causal, scale=op.attribute("scale") or None)

@@ -174,6 +174,7 @@ ROWS = [
         )],
     ("com.microsoft.GroupQueryAttention", [*ALONE, *ONE_CACHE, FILLED[0], FILLED[1], None, None, None, f(1, 4, 5, 8)], [], GROUPS, 18, 3),  # noqa: E501
     ("com.microsoft.MultiHeadAttention", HIDDEN, [], {"num_heads": 3}, 18, 3),
+    ("com.microsoft.MultiHeadAttention", HIDDEN, [], {"num_heads": 3, "unidirectional": 1}, 18, 3),
     ("com.microsoft.MultiHeadAttention", [f(2, 5, 12), f(2, 3, 7, 4), f(2, 3, 7, 4)], [], {"num_heads": 3}, 18, 1),
     ("com.microsoft.MultiHeadAttention", [*HIDDEN, f(36), None, None, *CACHE], [], {"num_heads": 3}, 18, 3),
     ("com.microsoft.MultiHeadAttention", [*HIDDEN, None, None, None, *CACHE], [], {"num_heads": 3, "unidirectional": 1}, 18, 3),  # noqa: E501
@@ -243,6 +244,7 @@ ROWS = [
 ]  # fmt: skip
 
 REFUSED = [
+    ("com.microsoft.MultiHeadAttention", [f(2, 3, 12), f(2, 5, 12), f(2, 5, 12)], [], {"num_heads": 3, "unidirectional": 1}, 18, 1),  # noqa: E501
     ("MaxPool", [IMAGE], [], {"kernel_shape": [2, 2]}, 12, 2),
     ("AveragePool", [IMAGE], [], {"kernel_shape": [2, 2], "dilations": [2, 2]}, 19, 1),
     ("BatchNormalization", [IMAGE, f(6), f(6)], [f(6), f(6, low=0.5)], {"training_mode": 1}, 15, 1),
