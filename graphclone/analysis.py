@@ -30,8 +30,8 @@ def analyse(model: Model) -> Analysis:
     """Type the axes of a model, find its blocks, name its dimensions.
 
     Example:
-        >>> analyse(graphclone.load("gpt2.onnx")).dimension("blocks.0.ffn").size  # doctest: +SKIP
-        3072
+        >>> analyse(model).dimension("blocks.0.ffn").size
+        512
     """
     typing = type_axes(model)
     stacks = find_stacks(model.graph, typing)

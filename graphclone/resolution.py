@@ -18,7 +18,14 @@ from graphclone.plan import Plan
 
 
 def resolve(plan: Plan, analysis: Analysis) -> Cut:
-    """Translate a plan's names to atoms and blocks. Raises CutError for what the model does not admit."""
+    """Translate a plan's names to atoms and blocks. Raises CutError for what the model does not admit.
+
+    Example:
+        >>> from graphclone.analysis import analyse
+        >>> cut = resolve(Plan(keep={"blocks.*.ffn": (0, 2, 5)}), analyse(model))
+        >>> sorted({len(kept) for kept in cut.indices.values()}), cut.blocks
+        ([3], {'': (0, 1, 2, 3, 4, 5, 6, 7)})
+    """
     blocks = _resolve_blocks(plan, analysis.stacks)
     indices: dict[int, np.ndarray] = {}
     atoms: list[Axis] = []

@@ -63,7 +63,7 @@ def open_data(data: Data, model: Model, *, batch_size: int | None = None, batche
     Raises: InputError where data is missing, damaged, empty, or does not fit the inputs; checked batch by batch.
 
     Example:
-        >>> open_data({"input_ids": np.zeros((20, 6), np.int64)}, model).total  # doctest: +SKIP
+        >>> open_data({"ids": np.zeros((20, 6), np.int64)}, model).total
         3
     """
     if isinstance(data, Batches):

@@ -102,7 +102,8 @@ def instrument(
     share: tensors whose rows have the same sizes in the layouts share one vector of weights.
 
     Example:
-        >>> instrument(model, {Tap("gelu"): Layout(3, 2, 0, 1, "attention_mask")}, {}, {})  # doctest: +SKIP
+        >>> instrument(model, {Tap("gelu"): Layout(("batch", "time", 512), 2, 0, 1)}, {}, {}).inputs == (SAMPLES,)
+        True
     """
     writer = _Writer(model.copy(), guard, share)
     tap_readings = {tap: writer.tap((tap.tensor, layout)) for tap, layout in taps.items()}

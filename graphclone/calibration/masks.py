@@ -27,8 +27,8 @@ def mask_inputs(model: Model) -> tuple[str, ...]:
     An encoder-decoder may have two. Whether the values of such an input are 0 and 1 only the data shows.
 
     Example:
-        >>> mask_inputs(graphclone.load("bert.onnx"))  # doctest: +SKIP
-        ('attention_mask',)
+        >>> mask_inputs(encoder)
+        ('attention_mask', 'ignored')
     """
     indices = index_limits(model)
     return tuple(
@@ -81,8 +81,8 @@ def sense(model: Model, name: str) -> bool:
     torch.nn.Transformer's padding masks are of the second kind. An input that reaches no attention counts as the first.
 
     Example:
-        >>> sense(graphclone.load("encoder.onnx"), "src_key_padding_mask")  # doctest: +SKIP
-        False
+        >>> sense(encoder, "attention_mask"), sense(encoder, "ignored")
+        (True, False)
     """
     tensor = next(tensor for tensor in model.inputs if tensor.name == name)
     return _effect(tensor) != -1

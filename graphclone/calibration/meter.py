@@ -54,8 +54,10 @@ class Meter:
     """Measure batches of one model; the first batch shows what the graph does not say about axes.
 
     Example:
-        >>> Meter(model, Question(taps=(Tap("gelu"),)), first_batch).read(first_batch).tokens  # doctest: +SKIP
-        512
+        >>> from graphclone.calibration.data import open_data
+        >>> batch = next(iter(open_data([feeds], model)))
+        >>> Meter(model, Question(taps=(Tap("gelu"),)), batch).read(batch).tokens
+        10
     """
 
     model: Model
