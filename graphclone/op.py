@@ -1,14 +1,30 @@
 """Op: one node of the graph through total, typed accessors."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 Values = tuple[np.ndarray, ...]
 
 STANDARD_DOMAINS = ("", "ai.onnx", None)
+
+
+@functools.cache
+def is_standard(operator: str, opset: int) -> bool:
+    """Tell whether an opset of the ONNX standard has an operator, and has not given it up.
+
+    Example:
+        >>> is_standard("Erf", 18), is_standard("Erfc", 18), is_standard("Upsample", 18)
+        (True, False, False)
+    """
+    try:
+        return not onnx.defs.get_schema(operator, opset, "").deprecated
+    except onnx.defs.SchemaError:
+        return False
 
 
 @dataclass(slots=True)

@@ -132,6 +132,16 @@ def test_its_domain_is_kept(model, tmp_path):
     assert isinstance(child, Model)
 
 
+def test_what_the_standard_does_not_have_is_said(graph):
+    """Such a file is invalid, whatever wrote it; an operator may also have been given up."""
+    model = graph("(float[B, 12] x) => (float[B, 7] z) <float[12, 7] w> { y = Erfc(x)  z = MatMul(y, w) }", opset=18)
+    typing = analyse(model).typing
+    assert [text.partition("', ")[2] for text in typing.unknown] == [
+        "because opset 18 of the ONNX standard has no such operator"
+    ]
+    assert "no axis rule for Erfc node" in typing.types["x"][1].lock
+
+
 LOOP = """(float[B, 14] p, float[B, 14] q, int64 n) => (float[B, 14] y, float[B, 16] z) <bool c = {1}, float[14, 16] w>
     { y = Loop(n, c, q) <body = body (int64 i, bool go, float[B, 14] s) => (bool on, float[B, 14] t)
         { on = Identity(go)  a = MatMul(s, w)  b = Transpose(w)  t = MatMul(a, b) }>

@@ -18,7 +18,7 @@ from graphclone.axes.typed import Axes, AxisTyping, Site, TypedNode
 from graphclone.axes.values import evaluate
 from graphclone.graphs import holds_floats, subgraphs, walk
 from graphclone.model import Model
-from graphclone.op import Op
+from graphclone.op import Op, is_standard
 from graphclone.weights import weight_of
 
 
@@ -212,6 +212,8 @@ class _Sweep:
     def _unknown(self, op: Op, no_rule: bool) -> None:
         """Lock what a node touches that no rule explains, its subgraphs' tensors too."""
         where = op.where
+        if no_rule and not op.domain and not is_standard(op.type, op.opset):
+            where += f", because opset {op.opset} of the ONNX standard has no such operator"
         if no_rule:
             self.result.unknown.append(where)
         reason = f"no axis rule for {where}" if no_rule else f"{where} has sizes that depend on data"

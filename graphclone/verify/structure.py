@@ -1,12 +1,12 @@
 """Check a model's form: what the standard demands of a file, and what its own shapes say."""
 
-import functools
 from collections.abc import Iterator
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from graphclone.model import Model
+from graphclone.op import is_standard
 
 ELSEWHERE = "not.onnx"
 
@@ -44,7 +44,7 @@ def _declare_weights(proto: ModelProto) -> None:
 def _set_aside_unknown(proto: ModelProto) -> None:
     """Move operators of the standard domain that onnx has no valid schema for to a domain it does not look at."""
     version = next((item.version for item in proto.opset_import if item.domain == ""), 1)
-    unknown = [node for node in _nodes(proto.graph) if not node.domain and not _is_standard(node.op_type, version)]
+    unknown = [node for node in _nodes(proto.graph) if not node.domain and not is_standard(node.op_type, version)]
     for node in unknown:
         node.domain = ELSEWHERE
     if unknown:
@@ -57,11 +57,3 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 yield from _nodes(inner)
-
-
-@functools.cache
-def _is_standard(op: str, version: int) -> bool:
-    try:
-        return not onnx.defs.get_schema(op, version, "").deprecated
-    except onnx.defs.SchemaError:
-        return False
