@@ -9,7 +9,7 @@ from graphclone.cli import options
 
 @click.command("calibrate")
 @options.model
-@click.option("--data", metavar="DATA", type=options.FILE, required=True, help="Samples; see below.")
+@click.option("--data", metavar="DATA", type=options.FILE, required=True, help="Samples; see above.")
 @options.output("STATS", "The statistics (.safetensors).")
 @options.provider
 @options.batches
