@@ -183,3 +183,25 @@ def test_the_length_of_ids_is_a_number_of_positions(graph) -> None:
         " e = Gather(table, ids)  p = Add(e, places)  c = MatMul(x, w)  y = Add(p, c) }"
     )
     assert {d.name: d.size for d in analyse(model).dimensions if d.locked} == {"positions": 7}
+
+
+BATCHES_APART = """(float[A, T, 12] x, float[B, S, 12] memory) => (float[A, T, 12] y) <
+    float[12, 15] wq, float[12, 15] wk, float[12, 15] wv, float[15, 12] wo, int64[4] apart = {0, 0, 3, 5},
+    int64[2] first = {0, 1}, int64[1] last = {3}, int64[1] rest = {-1}, int64[3] joined = {0, 0, 15}> {
+    q = MatMul(x, wq)  q4 = Reshape(q, apart)  qt = Transpose <perm = [0, 2, 1, 3]> (q4)
+    k = MatMul(memory, wk)  k4 = Reshape(k, apart)  kt = Transpose <perm = [0, 2, 1, 3]> (k4)
+    v = MatMul(memory, wv)  v4 = Reshape(v, apart)  vt = Transpose <perm = [0, 2, 1, 3]> (v4)
+    qs = Shape(qt)  qb = Gather(qs, first)  qn = ReduceProd <keepdims = 1> (qb)  qd = Gather(qs, last)
+    ks = Shape(kt)  kb = Gather(ks, first)  kn = ReduceProd <keepdims = 1> (kb)  kd = Gather(ks, last)
+    qz = Concat <axis = 0> (qn, rest, qd)  q3 = Reshape(qt, qz)  kz = Concat <axis = 0> (kn, rest, kd)
+    k3 = Reshape(kt, kz)  v3 = Reshape(vt, kz)  kf = Transpose <perm = [0, 2, 1]> (k3)
+    s = MatMul(q3, kf)  p = Softmax(s)  c = MatMul(p, v3)  c4 = Reshape(c, qs)
+    ct = Transpose <perm = [0, 2, 1, 3]> (c4)  c2 = Reshape(ct, joined)  o = MatMul(c2, wo)  y = Add(x, o) }"""
+
+
+def test_batches_named_apart_are_one_also_where_they_are_joined_with_heads(graph) -> None:
+    """Keras on TensorFlow names the batch of each input apart, and tf2onnx multiplies an einsum's with its heads."""
+    model = graph(BATCHES_APART)
+    found = {d.name: d for d in analyse(model).dimensions if d.locked is None}
+    assert found["blocks.0.cross_heads"].size == 3 and found["blocks.0.cross_head_dim"].size == 5
+    assert verify(model).ok

@@ -123,6 +123,13 @@ def test_ids_that_a_file_declares_as_floats_are_ids(graph):
     assert synthesise(model)["ids"].max() > 5
 
 
+def test_the_length_of_ids_declared_as_floats_is_the_datas(graph):
+    model = graph("""(float[B, 9] ids) => (float[B, 9, 12] y) <float[23, 12] table, float[9, 12] places>
+        { i = Cast<to = 7>(ids)  e = Gather(table, i)  y = Add(e, places) }""")
+    (length,) = [d for d in analyse(model).dimensions if d.size == 9]
+    assert length.locked == "axis 1 of graph input 'ids'"
+
+
 def test_masks_are_ones_and_then_padded(graph):
     model = graph("""(int64[B, S] ids, int64[B, S] attention_mask) => (float[B, S, 12] y)
         <float[17, 12] table, int64[1] last = {-1}>

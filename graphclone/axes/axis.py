@@ -192,8 +192,7 @@ class Equations:
         if a is b:
             return
         if a.size != b.size:
-            if a.kind == b.kind == ATOM and not is_static(a) and not is_static(b):
-                self.conflicts.append((a.size, b.size))
+            self._note_conflict(a, b)
             self._give_up(a, b)
             return
         if is_unit(a):
@@ -214,6 +213,15 @@ class Equations:
             self._bind(b, a)
         else:
             self._match(a, b)
+
+    def _note_conflict(self, a: Axis, b: Axis) -> None:
+        """Note the dynamic sizes that would have to be one, also where each is joined with equally many heads."""
+        parts = [[factor for factor in _factors(axis) if not is_static(factor)] for axis in (a, b)]
+        if all(len(part) == 1 for part in parts):
+            (one,), (other,) = parts
+            beside = divide(a.size, one.size)
+            if one.kind == other.kind == ATOM and beside is not None and beside == divide(b.size, other.size):
+                self.conflicts.append((one.size, other.size))
 
     def _bind(self, atom: Axis, other: Axis) -> None:
         if atom.lock is not None:

@@ -78,7 +78,7 @@ class Positions:
                 lock(self.axes[tensor.name], f"{op.where} computes with positions on it")
 
     def _lock_input(self, name: str) -> None:
-        """What a convolution reads directly is an image or a wave: its channels are the data's."""
+        """All axes of what a convolution reads directly (an image, a wave) or what picks rows (ids) are the data's."""
         for i, axis in enumerate(self.typing.types[name]):
             lock(axis, f"axis {i} of graph input '{name}'")
 
@@ -94,6 +94,7 @@ class Positions:
                 self.typing.position_outputs[tensor.name] = index_axes[self.origin[tensor.name]]
         _lock_ranges(self.typing)
         for name, axis in index_axes.items():
+            self._lock_input(name)  # ids that a file declares as floats are no features
             if name in self.compared:
                 lock(axis, f"{self.compared[name]} computes with the values of input '{name}'")
 
