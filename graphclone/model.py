@@ -19,6 +19,7 @@ from graphclone.importer import STANDARD, Importer, entries, legible
 from graphclone.layout import Layout
 from graphclone.reader import WeightReader, check_model, inlined, opset_of, read_file
 from graphclone.roll import roll_loops
+from graphclone.sequences import open_sequences
 from graphclone.ties import Tie, find_ties
 from graphclone.unroll import unroll_loops
 from graphclone.weights import Weight, weight_of
@@ -89,6 +90,7 @@ class Model:
             graph.import_domains = list(opsets)
             graph.ir_version = max(proto.ir_version, OLDEST_IR)
         with collection_paused():
+            open_sequences(self.graph)
             self.loops = unroll_loops(self.graph)
         self.graph.producer_name = legible(proto.producer_name)
         self.graph.producer_version = legible(proto.producer_version)

@@ -271,8 +271,8 @@ class _Ranker:
 def allocate(axis: Axis, target: int, steps: Mapping[int, int] = {}) -> dict[int, int] | None:  # noqa: B006
     """Return how many indices each atom keeps so that the axis has the target size; None where none fits.
 
-    steps: {id of an atom: what its count must be a multiple of}. A sum of parts (rotary pairs, an unrotated rest) is cut in proportion; of a product the outermost factor that
-    divides is cut.
+    steps: {id of an atom: what its count must be a multiple of}. A sum of parts (rotary pairs, an unrotated rest) is
+    cut in proportion; of a product the outermost factor that divides is cut.
     """
     axis = find(axis)
     if axis.size[0] == target:
