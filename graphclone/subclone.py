@@ -1,4 +1,4 @@
-"""Subclone: the recipe of the paper as one call, which writes a pipeline's text and runs it."""
+"""Subclone: a recipe as one call, which writes a pipeline's text and runs it."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,6 +70,11 @@ RECIPES = {
 """paper: arXiv 2312.09299. best: what wins tools/bench_convergence, see docs/methods.md; it runs models on the samples."""
 
 
+def default_recipe(data: object) -> str:
+    """Return the recipe where none is asked for: best, which needs samples to run models on, else the paper's."""
+    return "paper" if data is None else "best"
+
+
 def recipe_text(
     *,
     hidden: Size = None,
@@ -123,6 +128,7 @@ def plan_subclone(
     **targets,
 ) -> Result:
     """Decide and apply, and return the plan, the child and what the passes told; arguments as in `subclone`."""
+    targets["recipe"] = targets.get("recipe") or default_recipe(data)
     steps = Pipeline.parse(recipe_text(**targets))
     return steps.run(parent, stats, data=data, seed=seed, native_constants=native_constants)
 
@@ -141,7 +147,8 @@ def subclone(
     stats: from `calibrate`; not needed where nothing is ranked by activations. Targets are sizes, as numbers, {stack:
     number}, or lists with one entry per kept block: hidden, ffn, heads, kv_heads, head_dim, layers, blocks.
     by, blocks_by, rescale: see the passes `width`, `depth`, `rescale`; what is left out is the recipe's choice.
-    recipe: paper (arXiv 2312.09299), or best (rotated where the graph allows it, and refitted), which needs `data`.
+    recipe: paper (arXiv 2312.09299), or best (rotated where the graph allows it, and refitted), which needs `data`, and
+    is the default where there is some.
     native_constants: the child's scalars are those of the framework's own smaller class, weights take the ratio.
     Raises: CutError for a target the graph does not admit.
 

@@ -22,9 +22,9 @@ TARGETS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "layers", "blocks")
 @click.option("--head-dim", type=Target(), help="Width of a head.")
 @click.option("--layers", type=Target(lists=False), help="Blocks to keep.")
 @click.option("--blocks", type=Blocks(), help="The blocks to keep, instead of --layers.")
-@click.option("--recipe", metavar="NAME", default="paper", show_default=True, help="paper, or best (needs --data).")
-@click.option("--by", metavar="METRIC", help="Importance of an index; mean_abs in the paper's recipe.")
-@click.option("--blocks-by", metavar="METRIC", help="Which blocks go; middle in the paper's recipe.")
+@click.option("--recipe", metavar="NAME", help="best (with --data, its default) or paper.")
+@click.option("--by", metavar="METRIC", help="Importance of an index: obs in the recipe best, mean_abs in paper.")
+@click.option("--blocks-by", metavar="METRIC", help="Which blocks go: uniform spacing in best, middle in paper.")
 @click.option("--rescale", metavar="MODE", help="Scale weights after the cut: none, paper or norm_gain.")
 @options.native_constants
 @click.option("--keep-heads", is_flag=True, help="Leave widths outside the blocks that equal hidden as they are.")
@@ -56,12 +56,12 @@ def command(
     mask: str | None,
     **targets,
 ) -> None:
-    """Cut MODEL to target sizes, keeping its most important weights (arXiv 2312.09299).
+    """Cut MODEL to target sizes, keeping its most important weights (weight subcloning, arXiv 2312.09299).
 
     V is a size N, or stack=N,stack=N, or [n0,n1,..] with one entry per kept block. Metrics: mean_abs, l2, variance,
     output_aware, obs, first, uniform, random; for blocks: middle, relative_magnitude, block_influence, uniform, first.
-    Samples (--data) or statistics (--stats) are needed where a metric measures activations. The recipe best also
-    rotates the residual stream where the graph allows it, and refits the linear operators by least squares.
+    With --data the recipe is best: it rotates the residual stream where the graph allows it, and refits the linear
+    operators by least squares. With --stats alone, or neither, it is the paper's, as with --recipe paper.
     """
     if data is not None and stats is not None:
         raise click.UsageError("give --data or --stats, not both")
@@ -75,10 +75,11 @@ def command(
         raise click.UsageError("give --layers or --blocks, not both")
     from graphclone.cli.job import Job, Samples
     from graphclone.model import load
-    from graphclone.subclone import recipe_text
+    from graphclone.subclone import default_recipe, recipe_text
 
     samples = Samples(data, stats, {"provider": provider, "batches": batches, "batch_size": batch_size, "mask": mask})
     parent = load(model, retie=not no_retie)
     job = Job(parent, samples, seed, output, plan_out, not no_verify, dry_run, native_constants, page)
+    targets["recipe"] = targets["recipe"] or default_recipe(data)
     job.check(targets)
     job.run(recipe_text(**targets))

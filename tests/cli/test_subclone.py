@@ -49,9 +49,21 @@ def test_statistics_are_measured_once_and_give_the_same_child(cli, model, data, 
     kept = []
     for source in (("--stats", stats), ("--data", data, "--batch-size", 4, "--batches", 2)):
         plan = tmp_path / "plan.json"
-        assert cli("subclone", model, *source, *SMALL, "-o", tmp_path / "a.onnx", "--plan-out", plan).code == 0
+        command = ("subclone", model, *source, *SMALL, "--recipe", "paper", "-o", tmp_path / "a.onnx", "--plan-out", plan)
+        assert cli(*command).code == 0
         kept.append(json.loads(plan.read_text()))
     assert kept[0] == kept[1]
+
+
+def test_with_samples_the_recipe_is_best_else_the_papers(cli, model, data, tmp_path):
+    plan, child, stats = tmp_path / "plan.json", tmp_path / "child.onnx", tmp_path / "stats.safetensors"
+    assert cli("calibrate", model, "--data", data, "-o", stats).code == 0
+    fitted = {}
+    for source in (("--data", data), ("--stats", stats)):
+        assert cli("subclone", model, *source, *SMALL, "-o", child, "--plan-out", plan).code == 0
+        fitted[source[0]] = json.loads(plan.read_text())
+    assert fitted["--data"]["replace"] and not fitted["--data"]["scale"]
+    assert fitted["--stats"]["scale"] and not fitted["--stats"]["replace"]
 
 
 def test_a_dry_run_writes_no_model_and_needs_no_output(cli, model, tmp_path):
