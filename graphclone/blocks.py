@@ -139,12 +139,12 @@ def _side_by_side(flow: Flow, half: Half) -> tuple[Half, ...]:
     while waiting:
         name = waiting.pop()
         step = flow.order.get(name)
-        if step not in inside or not _is_sum(flow, step, inside):
+        if step not in inside or not _is_sum(flow, step):
             continue
         first, second = flow.inputs_of(step)
         for branch, other in ((first, second), (second, first)):
             producer = flow.order.get(branch)
-            if producer in inside and _is_sum(flow, producer, inside):
+            if producer in inside and _is_sum(flow, producer):
                 waiting.append(branch)
             elif branch not in clean:
                 if flow.nodes[step].op.type != "Add":  # its norm reads the sum without giving it a name
@@ -156,7 +156,7 @@ def _side_by_side(flow: Flow, half: Half) -> tuple[Half, ...]:
     return tuple(found) if [branch.kind for branch in found] == ["attention", "ffn"] else ()
 
 
-def _is_sum(flow: Flow, step: int, inside: set[int]) -> bool:
+def _is_sum(flow: Flow, step: int) -> bool:
     """Tell whether a step adds two activations: a place where branches join, no bias."""
     node = flow.nodes[step].op
     adds = node.type == "Add" or (is_fused_sum(node.node) and flow.outputs_of(step) == [node.node.outputs[3].name])

@@ -24,7 +24,3 @@ class CheckFailed(GraphcloneError):
     """A verification that ran and found a difference."""
 
     exit_code = 1
-
-
-class MissingDependency(GraphcloneError):
-    """An optional package that the requested feature needs and that is not installed."""

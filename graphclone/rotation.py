@@ -20,7 +20,6 @@ from graphclone.ties import Tie
 MOVES = """Identity Cast Transpose Reshape Squeeze Unsqueeze Concat Slice Gather GatherND Split Expand Flatten Dropout
     Tile""".split()
 NORMS = {"LayerNormalization": (1, 2), "RMSNormalization": (1, None), "SimplifiedLayerNormalization": (1, None)}
-SQUARES = ("Pow", "Mul")
 STATISTICS = ("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare")
 
 

@@ -69,7 +69,7 @@ def test_a_plan_carried_out_twice_gives_the_same_bytes(path, tmp_path):
     assert len(written[0]) < path.stat().st_size
 
 
-def test_the_parent_is_not_changed(tmp_path):
+def test_the_parent_is_not_changed():
     parent = load(EXPORTS[0])
     before = parent.fingerprint
     apply(parent, halving(analyse(parent)))

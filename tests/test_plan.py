@@ -61,7 +61,7 @@ def test_a_plan_without_tensors_is_one_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-def test_one_stack_lists_its_blocks(tmp_path):
+def test_one_stack_lists_its_blocks():
     assert Plan(blocks={"": (0, 3)}).to_json()["blocks"] == [0, 3]
     assert Plan.from_json({"blocks": [0, 3]}).blocks == {"": (0, 3)}
     assert Plan.from_json({"blocks": {"encoder.": [1]}}).blocks == {"encoder": (1,)}

@@ -34,7 +34,7 @@ def draw(arms, result: dict):
                     axes.plot(run.steps, run.losses, color=colour, linewidth=0.8, alpha=0.35)
             axes.plot(arm.steps, arm.mean, color=colour, linewidth=2.4)
         _label_curves(axes, arms)
-        _mark_target(axes, arms, result)
+        _mark_target(axes, result)
         axes.set_xlabel(f"training step ({result['batch']:,} characters each)")
         axes.set_ylabel("validation loss, nats per character")
         axes.set_xlim(0, result["steps"] * 1.005)
@@ -83,7 +83,7 @@ def _label_curves(axes, arms) -> None:
         )
 
 
-def _mark_target(axes, arms, result: dict) -> None:
+def _mark_target(axes, result: dict) -> None:
     """Draw the parent's loss, the random child's final loss, and the arrow of the steps that are saved."""
     axes.axhline(result["parent_loss"], color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
     label = f"parent, {result['parent_loss']:.3f}"

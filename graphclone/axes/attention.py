@@ -9,7 +9,7 @@ HEAD_STEP = 8
 """onnxruntime groups queries only where a head, and each half of the pairs that it turns, is a multiple of this."""
 
 
-def _scale(op: Op, head_size: int) -> Store:
+def _scale(head_size: int) -> Store:
     """The default scale follows the head size: write the parent's, so that a cut keeps it."""
     return Store("scale", "d", "scale", value=1.0 / math.sqrt(head_size))
 
@@ -36,7 +36,7 @@ def attention(op: Op) -> Typing | None:
     mask = " ".join(shape[4 - op.rank(3) :]) if op.has(3) and op.axes[3] is not None else "."
     parts = "b g p d, b g p v" if past else "., ."
     text = f"{q}, {k}, {v}, {mask}, {parts}, . -> {y}, b g {span} d, b g {span} v, b {query} q {span}"
-    stores = (Store("q_num_heads", query), Store("kv_num_heads", "g"), _scale(op, head_size))
+    stores = (Store("q_num_heads", query), Store("kv_num_heads", "g"), _scale(head_size))
     counted = past or op.has(6) or int(op.attribute("is_causal", 0))  # then which token is which matters
     fixed = ("b", "q", "k", "p") if counted else ()
     return Typing(text, sizes, tuple(s for s in stores if s.kind == "scale" or s.slot in op.node.attrs), fixed)
@@ -92,7 +92,7 @@ def packed_attention(op: Op) -> Typing | None:
     if op.wants(1):
         sizes |= {"two": (2,), "t": (4093, 4099)}
     text = f"b ~s e, e {packed}, {packed}, {mask}, {past}, {bias}, . -> b s (h {value}), {present}"
-    stores = [Store("num_heads", "h"), _scale(op, q // heads)]
+    stores = [Store("num_heads", "h"), _scale(q // heads)]
     if listed:
         stores.append(Store("qkv_hidden_sizes", f"(h d) (h d) (h {value})"))
     counted = cached or op.has(3) or int(op.attribute("unidirectional", 0))  # then which token is which matters
@@ -117,7 +117,7 @@ def multi_head_attention(op: Op) -> Typing | None:
         head_size = op.sizes(0)[4][0]
         text = f"b ~s h _ d, ., ., ((h d) + (h d) + (h d)), ., {_bias(op, 5, 'h', 's', 's')} -> b s (h d)"
         fixed = ("b", "s") if op.has(4) or int(op.attribute("unidirectional", 0)) else ()
-        return Typing(text, {**sizes, "d": (head_size,)}, (*stores, _scale(op, head_size)), fixed)
+        return Typing(text, {**sizes, "d": (head_size,)}, (*stores, _scale(head_size)), fixed)
     head_size = op.sizes(0)[2][0] // heads
     sizes["d"] = (head_size,)
     if not op.has(1):
@@ -141,7 +141,7 @@ def multi_head_attention(op: Op) -> Typing | None:
     text = (
         f"b q (h d), {keys}, {values}, {bias}, ., {scores}, {past}, ., . -> b q (h {output}), b h t d, b h t {output}"
     )
-    return Typing(text, sizes, (*stores, _scale(op, head_size)), ("b", "q", "k", "p") if counted else ())
+    return Typing(text, sizes, (*stores, _scale(head_size)), ("b", "q", "k", "p") if counted else ())
 
 
 def group_query_attention(op: Op) -> Typing | None:

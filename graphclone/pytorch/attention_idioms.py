@@ -199,7 +199,7 @@ def _lifted(value: Value, batch, heads, like: Op, uses: Uses, output: Value | No
             continue
         if each.rank != 3 or each.dims[0] != value.dims[0]:
             return None
-        lifted = _with_heads(each, batch, heads, like, uses) or _lifted(each, batch, heads, like, uses)
+        lifted = _with_heads(each, batch, heads) or _lifted(each, batch, heads, like, uses)
         if lifted is None:
             lifted = [reshape(each, (batch, heads, *each.dims[1:]), like)]
         source = lifted[-1].output if isinstance(lifted, list) else lifted
@@ -208,7 +208,7 @@ def _lifted(value: Value, batch, heads, like: Op, uses: Uses, output: Value | No
     return [*ops, new_op(op.type, inputs, output, op, domain="", **attributes)]
 
 
-def _with_heads(value: Value, batch, heads, like: Op, uses: Uses) -> Value | None:
+def _with_heads(value: Value, batch, heads) -> Value | None:
     """Return the (b, h, m, n) that a (b h, m, n) value is a reshape of."""
     merged = made_by(value, "Reshape", "Flatten")
     dims = (batch, heads, *value.dims[1:])

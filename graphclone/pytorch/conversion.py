@@ -66,7 +66,7 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     names = Names(model, program, graph_metadata(model))
     numbers(program, names)
     probe(program, model)
-    classify(program, model, names)
+    classify(program, names)
     for stage in STAGES:
         for idiom in stage:
             rewrite(program, idiom)

@@ -13,11 +13,6 @@ def rotate_half(x):
     return torch.cat((-b, a), dim=-1)
 
 
-def rotate_pairs(x):
-    """Return (-b, a) of the neighbouring entries (a, b) of the last axis."""
-    return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
-
-
 def rotary_halves(x, cos, sin):
     """Rotate the halves of x (batch, heads, sequence, head_dim); cos and sin are (batch, sequence, size / 2)."""
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)

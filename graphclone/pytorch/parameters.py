@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from graphclone.model import Model
 from graphclone.pytorch import known
 from graphclone.pytorch.naming import STATISTICS, Names, without_repeats
 from graphclone.pytorch.program import Op, Program, Value
@@ -97,7 +96,7 @@ def _may_be_table(value: Value, reading: list[Op], names: Names) -> bool:
     return names.lost(value.name) and not weights
 
 
-def classify(program: Program, model: Model, names: Names) -> None:
+def classify(program: Program, names: Names) -> None:
     """After probing: give every stored tensor that is left its `parameter`, split where unrelated layers share one."""
     users = program.users()
     _drop_made_up(program, names)

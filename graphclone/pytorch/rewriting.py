@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from graphclone.pytorch.known import array
@@ -133,7 +132,3 @@ def transpose(value: Value, order: Sequence[int], like: Op, output: Value | None
 
 def swap_last(rank: int) -> list[int]:
     return [*range(rank - 2), rank - 1, rank - 2]
-
-
-def same_known(left: Value, right: Value) -> bool:
-    return left.known is not None and right.known is not None and np.array_equal(left.known, right.known)

@@ -134,7 +134,7 @@ class SourceWriter:
             for code in op.code if isinstance(op.code, tuple) else (op.code,):
                 writer.numbers[id(code)] = list(itertools.islice(texts, _integers(code)))
         words = [writer.argument(value, hint) for value, hint in zip(block.inputs, self.hints(block), strict=True)]
-        head = self.prologue(writer, block.ops, block.inputs, block.node, words, block)
+        head = self.prologue(writer, block.ops, block.inputs, block.node, words)
         writer.write(block.ops, block.outputs)
         lines = ["", f"    def {method}({', '.join(['self', *words])}):"]
         lines += [f"        {line}" for line in [*head, *writer.lines]]
@@ -210,13 +210,7 @@ class SourceWriter:
     # -- functions ------------------------------------------------------------------------------------------------
 
     def prologue(
-        self,
-        writer: FunctionWriter,
-        ops: list[Op],
-        inputs: list[Value],
-        node: Node,
-        words: list[str],
-        block: Block | None = None,
+        self, writer: FunctionWriter, ops: list[Op], inputs: list[Value], node: Node, words: list[str]
     ) -> list[str]:
         """Return the lines that name sizes, device and dtype, and teach the writer those names."""
         lines = []

@@ -69,7 +69,7 @@ def test_any_axis_of_any_layout(attention, samples, activations, tensor, axis, t
     check_tap(quiet(model, samples, [Tap(tensor, axis)]), Tap(tensor, axis), to_rows(x, samples["mask"].astype(bool)))
 
 
-def test_a_given_layout_is_taken_where_sizes_are_ambiguous(graph, activations):
+def test_a_given_layout_is_taken_where_sizes_are_ambiguous(graph):
     model = graph("(float[b, s, 5] x, int64[b, s] mask) => (float[s, b, 5] y) { y = Transpose<perm = [1, 0, 2]>(x) }")
     feeds = {"x": np.random.default_rng(0).normal(size=(4, 4, 5)).astype(np.float32), "mask": np.tri(4, dtype=np.int64)}
     stats = quiet(model, [feeds], [Tap("y", 2, layout=(1, 0)), Tap("x", 2, layout=(0, 1))], mask="mask")
@@ -149,7 +149,7 @@ def test_second_moments(attention, samples, activations):
     close(stats.second_moment(Moment("context", -1)), rows.T @ rows / len(rows))
 
 
-def test_encoder_and_decoder_have_masks_of_their_own(graph, activations):
+def test_encoder_and_decoder_have_masks_of_their_own(graph):
     text = """(float[b, s, 6] x, float[b, t, 6] y, int64[b, s] mask, int64[b, t] decoder_mask) => (float[b, t, 6] z) {
         first = Neg(x) second = Neg(y)
         m = Cast<to = 1>(mask) n = Cast<to = 1>(decoder_mask) p = Softmax(m) q = Softmax(n)
@@ -263,7 +263,7 @@ def test_nan_is_found_at_the_first_tensor_in_the_graph(graph):
         quiet(model, [bad], (), (), [Moment("y")])
 
 
-def test_nan_in_padding_does_no_harm(graph, activations):
+def test_nan_in_padding_does_no_harm(graph):
     model = graph(BROKEN)
     x = np.random.default_rng(0).uniform(1, 2, (5, 3, 4)).astype(np.float32)
     mask = np.ones((5, 3), np.int64)

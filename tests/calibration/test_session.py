@@ -55,7 +55,7 @@ def test_sliced_weights_and_weights_on_disk(graph, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_outputs_are_added_after_the_graphs_own(attention, samples):
+def test_outputs_are_added_after_the_graphs_own(attention):
     model = attention()
     opened = open_session(model, outputs=["x1", "logits", "ids"])
     assert [output.name for output in opened.get_outputs()] == ["logits", "x1", "ids"]

@@ -94,7 +94,7 @@ def test_a_path_that_cannot_be_written(statistics, tmp_path):
         statistics.save(tmp_path / "file" / "s.safetensors")
 
 
-def test_statistics_of_another_parent(attention, samples, statistics):
+def test_statistics_of_another_parent(attention, statistics):
     with pytest.raises(InputError, match=r"measured on another model .*run graphclone calibrate on this one"):
         statistics.check(attention())
 

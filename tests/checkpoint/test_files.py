@@ -33,7 +33,7 @@ def test_files_of_torch_become_safetensors(pretrained, tmp_path, planned):
     assert [path.name for path in (tmp_path / "alone").iterdir()] == ["lone.safetensors"]
 
 
-def test_shards_stay_shards(pretrained, tmp_path, planned):
+def test_shards_stay_shards(tmp_path, planned):
     source = tmp_path / "sharded"
     zoo.family("gpt2").build().save_pretrained(source, max_shard_size="60KB")
     parent = load(zoo.export("gpt2", "legacy17"))

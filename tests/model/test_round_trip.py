@@ -61,7 +61,7 @@ def test_big_models_get_a_data_file(tmp_path, monkeypatch, small, contents):
     assert bits_of(onnx.load(tmp_path / "out.onnx"))["layer.0.weight"] == bits_of(small())["layer.0.weight"]
 
 
-def test_attributes_survive(tmp_path):
+def test_attributes_survive():
     nodes = [
         helper.make_node(
             "Fancy", ["x", ""], ["", "y"], domain="custom", text="a", raw=b"\xff", numbers=[1.0, 2.0], one=1.0

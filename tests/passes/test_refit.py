@@ -114,7 +114,7 @@ def test_a_shared_matrix_is_fitted_to_all_its_uses(make, samples, run_pipeline, 
     assert apart(outputs(fitted.child), wanted) < 0.9 * apart(outputs(plain.child), wanted)
 
 
-def test_biases_are_added_only_when_asked_for(make, samples, run_pipeline, outputs, apart, tmp_path):
+def test_biases_are_added_only_when_asked_for(make, samples, run_pipeline, outputs, apart):
     parent = make(bias=False)
     wanted = outputs(parent)
     without, with_ = (run_pipeline(f"{CUT},refit{options}", parent, samples) for options in ("", "{bias=true}"))

@@ -67,7 +67,7 @@ def test_the_child_comes_closer_to_the_parent(make, samples, run_pipeline, outpu
 
 
 @pytest.mark.parametrize("norm", ["LayerNormalization", "SimplifiedLayerNormalization"])
-def test_the_whole_basis_changes_nothing(make, samples, run_pipeline, outputs, apart, norm):
+def test_the_whole_basis_changes_nothing(make, samples, outputs, apart, norm):
     """All channels stay, so that nothing but the basis changes: the outputs are the parent's."""
     parent = make(norm=norm)
     context = Context(parent, analyse(parent), data=samples, provider="cpu")
