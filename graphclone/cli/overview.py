@@ -62,6 +62,8 @@ def _facts(model: Model, analysis: Analysis) -> Table:
             number += 1
     if not analysis.stacks:
         grid.add_row("blocks", "none found", "", "")
+    elif not any("attention" in half.kind for s in analysis.stacks for block in s.blocks for half in block.halves):
+        grid.add_row("attention", "none found", "", "")
     for number, tie in enumerate(model.ties[:LISTED]):
         grid.add_row(
             "" if number else "tied", tie.first, "equals", tie.second + (" transposed" if tie.transposed else "")

@@ -21,6 +21,18 @@ def test_show_is_readable_at_80_columns(cli, model):
     assert "opset 17 · by hand" in ended.out and "batch x sequence x 23" in ended.out
 
 
+def test_show_says_that_a_model_has_no_attention(cli, graph, model, tmp_path):
+    """The decoder of an autoencoder has residual blocks, and is no transformer."""
+    path = tmp_path / "decoder.onnx"
+    made = graph("""(float[B, 4] latent) => (float[B, 3] y) <float[4, 12] enter, float[12, 20] up, float[20, 12] down,
+        float[12, 20] up1, float[20, 12] down1, float[12, 3] leave>
+        { x = MatMul(latent, enter)  u = MatMul(x, up)  r = Relu(u)  d = MatMul(r, down)  h = Add(x, d)
+          u1 = MatMul(h, up1)  r1 = Relu(u1)  d1 = MatMul(r1, down1)  h1 = Add(h, d1)  y = MatMul(h1, leave) }""")
+    made.save(path)
+    assert ["attention", "none", "found"] in [line.split() for line in cli("show", path).out.splitlines()]
+    assert "none found" not in cli("show", model).out
+
+
 def test_show_json_describes_dimensions_and_blocks(cli, model):
     value = json.loads(cli("show", model, "--json").out)
     assert set(value) == {"model", "dimensions", "stacks", "ties", "unknown", "fixed"}
