@@ -90,7 +90,7 @@ class Model:
             graph.import_domains = list(opsets)
             graph.ir_version = max(proto.ir_version, OLDEST_IR)
         with collection_paused():
-            open_sequences(self.graph)
+            open_sequences(self.graph, proto)
             self.loops = unroll_loops(self.graph)
         self.graph.producer_name = legible(proto.producer_name)
         self.graph.producer_version = legible(proto.producer_version)

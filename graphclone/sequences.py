@@ -1,9 +1,11 @@
 """Sequences of a known number of tensors become the tensors themselves, which the analysis can follow."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from onnx import ModelProto
 
 from graphclone.graphs import walk
 from graphclone.weights import Weight, weight_of
@@ -11,15 +13,18 @@ from graphclone.weights import Weight, weight_of
 MAKERS = ("SplitToSequence", "SequenceConstruct")
 READERS = ("SequenceAt", "SequenceLength", "ConcatFromSequence")
 INPUT_AXES_OPSET = 13
+Shapes = Mapping[str, Sequence[int | None]]
 
 
-def open_sequences(graph: gs.Graph) -> None:
+def open_sequences(graph: gs.Graph, proto: ModelProto) -> None:
     """Write SplitToSequence as Split, SequenceAt as the tensor it picks and ConcatFromSequence as Concat.
 
-    Only where the number of tensors and what reads them is known: by constants, or by a shape that the file declares.
+    Only where the number of tensors and what reads them is known: by constants, or by a shape.
+    proto: what the graph was read from; onnx infers the shapes that it does not declare.
     """
     if not any(node.op in MAKERS for scope in walk(graph) for node in scope.nodes):
         return
+    shapes = _inferred(proto)
     nodes = [node for scope in walk(graph) for node in scope.nodes]
     names = {named.name for node in nodes for named in (node, *node.inputs, *node.outputs)}
     for scope in walk(graph):
@@ -30,7 +35,7 @@ def open_sequences(graph: gs.Graph) -> None:
                 continue
             readers = list(node.outputs[0].outputs)
             if all(id(reader) in inside and _is_known(reader) for reader in readers):
-                opened = _Opened(node, graph.opset, names)
+                opened = _Opened(node, graph.opset, names, shapes)
                 if opened.tensors is not None:
                     replaced[id(node)] = opened.nodes
                     replaced |= {id(reader): opened.read(reader) for reader in readers}
@@ -47,9 +52,10 @@ def _is_known(reader: gs.Node) -> bool:
 class _Opened:
     """A sequence as tensors. tensors: None where their number is not known. nodes: what makes them."""
 
-    def __init__(self, node: gs.Node, opset: int, names: set[str]):
+    def __init__(self, node: gs.Node, opset: int, names: set[str], shapes: Shapes):
         self.opset = opset
         self.names = names
+        self.shapes = shapes
         self.nodes: list[gs.Node] = []
         self.tensors = list(node.inputs) if node.op == "SequenceConstruct" else self._split(node)
         if self.tensors is not None:
@@ -74,7 +80,7 @@ class _Opened:
 
     def _split(self, node: gs.Node) -> list[gs.Tensor] | None:
         """Return the tensors that a SplitToSequence makes."""
-        axis, sizes = int(node.attrs.get("axis", 0)), _sizes(node)
+        axis, sizes = int(node.attrs.get("axis", 0)), _sizes(node, self.shapes)
         if sizes is None:
             return None
         data, out = node.inputs[0], node.outputs[0].name
@@ -106,14 +112,27 @@ class _Opened:
         return name
 
 
+def _inferred(proto: ModelProto) -> Shapes:
+    """Return the shapes of the tensors of the main graph, with None for what varies."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        graph = proto.graph
+    return {
+        info.name: [dim.dim_value if dim.HasField("dim_value") else None for dim in info.type.tensor_type.shape.dim]
+        for info in (*graph.value_info, *graph.input, *graph.output)
+        if info.type.tensor_type.HasField("shape")
+    }
+
+
 def _has(node: gs.Node, slot: int) -> bool:
     return len(node.inputs) > slot and not node.inputs[slot].is_empty()
 
 
-def _sizes(node: gs.Node) -> Sequence[int] | None:
+def _sizes(node: gs.Node, shapes: Shapes) -> Sequence[int] | None:
     """Return how large the pieces of a SplitToSequence are; None where only a run can tell."""
-    shape, axis = node.inputs[0].shape, int(node.attrs.get("axis", 0))
-    size = shape[axis] if shape is not None and isinstance(shape[axis], int) else None
+    shape, axis = shapes.get(node.inputs[0].name), int(node.attrs.get("axis", 0))
+    size = shape[axis] if shape is not None else None
     if not _has(node, 1):
         return None if size is None else [1] * size
     if not isinstance(node.inputs[1], gs.Constant):
