@@ -179,3 +179,27 @@ def test_sizes_that_depend_on_data_are_said_where_they_arise(graph):
     assert {leaf.lock for axis in analysis.typing.uses["w"][0].axes for leaf in [axis]} == {
         "Reshape node 'Reshape_0' has sizes that depend on data"
     }
+
+
+WHOLE = """(float[B, 12] x) => (float[B, 7] y)
+    <uint8[12, 9] w, uint8[9, 7] v, int32[7] b, float s = {0.05}, uint8 z = {128}> {
+    q = QuantizeLinear(x, s, z)
+    h = QLinearMatMul(q, s, z, w, s, z, s, z)
+    d = com.microsoft.QLinearAdd(h, s, z, h, s, z, s, z)
+    g = com.microsoft.QGemm(d, s, z, v, s, z, b, s, z)
+    y = DequantizeLinear(g, s, z)
+}"""
+
+
+def test_operators_on_whole_numbers_are_float_operators_without_rounding(graph):
+    model = graph(WHOLE)
+    random = np.random.default_rng(0)
+    held = {t.name: t for node in model.graph.nodes for t in node.inputs if t.name in ("w", "v", "b")}
+    for name, (low, high) in {"w": (125, 132), "v": (125, 132), "b": (-90, 90)}.items():
+        held[name].values = random.integers(low, high, held[name].shape).astype("int32" if name == "b" else "uint8")
+    feeds = {"x": random.standard_normal((5, 12)).astype(np.float32)}
+    w, v = (np.float32(0.05) * (held[name].values.astype(np.float32) - 128) for name in ("w", "v"))
+    wanted = {"y": 2 * feeds["x"] @ w @ v + held["b"].values * np.float32(0.05) ** 2}
+    assert rounds(model) and not rounds(unrounded(model))
+    assert difference(run(unrounded(model), [feeds])[0], wanted) < 1e-6
+    assert 1e-3 < difference(run(model, [feeds])[0], wanted) < 0.2

@@ -12,7 +12,8 @@ from onnx import TensorProto
 
 from graphclone.graphs import walk
 from graphclone.model import Model
-from graphclone.weights import weight_of
+from graphclone.weights import Weight, weight_of
+from graphclone.whole_numbers import plain_of, scales_axis
 
 MOVING = {
     "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat", "Expand", "Tile", "Gather",
@@ -24,20 +25,23 @@ EXACT_PRODUCTS = {"MatMulNBits"}  # their `accuracy_level` lets onnxruntime roun
 
 def rounds(model: Model) -> bool:
     """Tell whether a model rounds activations in a way that `unrounded` takes out."""
-    return any(_is_rounding(node) for graph in walk(model.graph) for node in graph.nodes)
+    nodes = [node for graph in walk(model.graph) for node in graph.nodes]
+    return any(_is_rounding(node) or plain_of(node.op, node.domain, node.attrs) for node in nodes)
 
 
 def unrounded(model: Model) -> Model:
     """Return a copy that computes with activations as they are where the model rounds them to few bits.
 
     QuantizeLinear up to the DequantizeLinear by the same scale behind it, DynamicQuantizeLinear before MatMulInteger
-    and ConvInteger; what else computes with whole numbers (QLinearMatMul, a scale per channel) stays.
+    and ConvInteger. Operators on whole numbers (QLinearMatMul) become DequantizeLinear, the float operator and
+    QuantizeLinear first; what else computes with them (a scale per channel of activations) stays.
     """
     if not rounds(model):
         return model
     copy = model.copy()
     for graph in walk(copy.graph):
         names = _Names(graph)
+        graph.nodes[:] = [new for node in graph.nodes for new in _expanded(node, names)]
         real: set[int] = set()  # ids of tensors that are not rounded any more
         rounding = [(node, _is_rounding(node)) for node in graph.nodes]
         graph.nodes[:] = [new for node, rounds in rounding for new in _rewritten(node, rounds, real, names)]
@@ -63,13 +67,17 @@ def _can_stay_real(node: gs.Node) -> bool:
         if not tensor.outputs:
             return False  # a graph output
         for consumer in tensor.outputs:
-            if consumer.op in MOVING and all(
-                source is tensor or isinstance(source, gs.Constant) for source in consumer.inputs
-            ):
+            if consumer.op in MOVING and _moves_alone(consumer, tensor):
                 waiting.extend(consumer.outputs)
             elif consumer.op != "DequantizeLinear" or _scale_and_zero(consumer) != step:
                 return False
     return True
+
+
+def _moves_alone(node: gs.Node, tensor: gs.Tensor) -> bool:
+    """Tell whether a node moves the entries of one tensor: where to, other inputs may say."""
+    moved = node.inputs if node.op == "Concat" else node.inputs[:1]
+    return all(source is tensor for source in moved)
 
 
 def _scale_and_zero(node: gs.Node) -> tuple[float, float] | None:
@@ -97,6 +105,43 @@ def _rewritten(node: gs.Node, rounds: bool, real: set[int], names: "_Names") -> 
         if node.op in EXACT_PRODUCTS:
             node.attrs["accuracy_level"] = 1
         yield node
+
+
+def _expanded(node: gs.Node, names: "_Names") -> Iterator[gs.Node]:
+    """Yield DequantizeLinear, the float operator and QuantizeLinear in the place of an operator on whole numbers."""
+    plain = plain_of(node.op, node.domain, node.attrs)
+    if plain is None:
+        yield node
+        return
+    inputs, output = list(node.inputs), node.outputs[0]
+    node.inputs.clear()
+    node.outputs.clear()
+    given = plain.operands(len(inputs))
+    operands = []
+    for slot in given:
+        axis = scales_axis(node.op, slot, node.attrs)
+        operands.append(gs.Variable(names.new(inputs[slot].name), np.float32))
+        attributes = {} if axis is None else {"axis": axis}
+        name = names.new(f"{node.name}_DequantizeLinear")
+        yield gs.Node("DequantizeLinear", name, attributes, inputs[slot : slot + 3], [operands[-1]])
+    if plain.bias is not None and plain.bias < len(inputs) and not inputs[plain.bias].is_empty():
+        scales = [inputs[slot + 1] for slot in given]
+        operands.append(_real_bias(inputs[plain.bias], scales, node.attrs.get("alpha", 1.0), names))
+    attributes = {name: node.attrs[name] for name in plain.attributes if name in node.attrs}
+    rounds = plain.result < len(inputs) and not inputs[plain.result].is_empty()
+    result = gs.Variable(names.new(output.name), np.float32) if rounds else output
+    yield gs.Node(plain.type, names.new(node.name), attributes, operands, [result])
+    if rounds:
+        step = inputs[plain.result : plain.result + 2]
+        yield gs.Node("QuantizeLinear", names.new(f"{node.name}_QuantizeLinear"), {}, [result, *step], [output])
+
+
+def _real_bias(bias: gs.Tensor, scales: list[gs.Tensor], alpha: float, names: "_Names") -> gs.Tensor:
+    """Return a stored bias, in units of both operands' scales, as the floats it stands for."""
+    whole, first, second = (weight_of(tensor).load() for tensor in (bias, *scales))
+    scale = np.float32(alpha) * first.reshape(-1) * second.reshape(-1)
+    values = whole.astype(np.float32) * scale.astype(np.float32)
+    return gs.Constant(names.new(bias.name), Weight.of(values))
 
 
 def _become_real(node: gs.Node, real: set[int]) -> None:
