@@ -31,7 +31,7 @@ def attention_axes(
     scores = contractions[before]
     heads = carriers.carried(static_parts(scores.shared)) or carriers.carried(static_parts(mix.shared))
     inner = [axis for axis in scores.contracted if is_static(axis)]
-    heads += _of_queries(before, within, nodes, contractions, heads)
+    heads += _of_queries(before, within, nodes, contractions, [*heads, *mix.contracted])
     heads += _heads_of_queries(nodes[before], mix, heads, inner, carriers)
     roles: Roles = [(role, axis, role) for role, axis in _head_roles(heads)]
     roles += [("heads", axis, name) for name, axis in _other_heads(index, before, within, nodes, mix, heads, carriers)]
@@ -59,15 +59,18 @@ def _heads_of_queries(
 
 
 def _of_queries(
-    before: int, within: Sequence[int], nodes: Sequence[TypedNode], contractions: Contractions, heads: list[Axis]
+    before: int, within: Sequence[int], nodes: Sequence[TypedNode], contractions: Contractions, known: Sequence[Axis]
 ) -> list[Axis]:
-    """Return the widths of scores that keys lack, and that a weight of the half block makes: heads of queries alone."""
+    """Return the widths of scores that a weight of the half block makes: heads of queries alone.
+
+    known: the heads that keys have, and the keys' tokens, which a convolution may have made.
+    """
     made: set[int] = set()
     for i in within:
         if i < before and contractions[i] is not None and contractions[i].weight is not None:
             read = {id(leaf) for axis in nodes[i].op.axes[contractions[i].activation] or () for leaf in leaves(axis)}
             made |= {id(leaf) for axis in nodes[i].outputs[0] or () for leaf in leaves(axis)} - read
-    return [axis for axis in _unlike(nodes[before].outputs[0], heads) if {id(leaf) for leaf in leaves(axis)} <= made]
+    return [axis for axis in _unlike(nodes[before].outputs[0], known) if {id(leaf) for leaf in leaves(axis)} <= made]
 
 
 def _linear_axes(node: TypedNode, mix: Contraction, carriers: Carriers) -> Roles:
