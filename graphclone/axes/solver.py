@@ -193,14 +193,15 @@ class _Sweep:
 
     def _arithmetic(self, op: Op) -> None:
         """Shape arithmetic constrains nothing; what Shape reports is kept by surgery, and so are constants beside it."""
-        for slot, axes in enumerate(op.axes):
+        reports = op.type in ("Shape", "Size")  # of a weight's sizes: surgery lets them stay as they were
+        for slot, axes in enumerate(() if reports else op.axes):
             for axis in axes if op.is_constant(slot) and axes else ():
                 lock(axis, f"{op.where} computes sizes with it")
         for tensor in op.node.outputs:
             self.arithmetic.add(tensor.name)
             sizes = zip(*(value.shape for value in self.result.values[tensor.name]), strict=True)
             self.result.types[tensor.name] = [Axis(tuple(size), lock=op.where) for size in sizes]
-        if op.type in ("Shape", "Size"):
+        if reports:
             axes = op.axes[0]
             if op.type == "Shape":
                 axes = axes[op.attribute("start", 0) : op.attribute("end", None)]
