@@ -1,5 +1,6 @@
 """Give the examples in docstrings what they speak of: `model`, `feeds`, `stats` and `encoder`."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,15 @@ def examples(request, doctest_namespace) -> None:
     model: the demo's parent, a character GPT of 8 blocks x 128. feeds: 2 x 5 tokens for it. stats: what they activate.
     encoder: attention of 6 channels over 23 ids, with a mask of ones where tokens are, and one of ones where none are.
     """
-    if doctest_namespace or not isinstance(request.node, pytest.DoctestItem):
+    mine = isinstance(request.node, pytest.DoctestItem) and request.node.path.is_relative_to(ROOT / "graphclone")
+    doctest_namespace.clear()  # elsewhere `feeds` is a function
+    if not mine:
         return
+    doctest_namespace |= _examples()
+
+
+@functools.cache
+def _examples() -> dict[str, object]:
     from graphclone.calibration.run import measure
     from graphclone.calibration.synthesis import synthesise
     from graphclone.calibration.taps import Tap
@@ -36,4 +44,4 @@ def examples(request, doctest_namespace) -> None:
     model = load(ROOT / "tools" / "demo_data" / "parent.onnx")
     feeds = synthesise(model, {"batch": 2, "time": 5})
     stats = measure(model, [feeds], [Tap("gelu")], progress=False)
-    doctest_namespace |= {"model": model, "feeds": feeds, "stats": stats, "encoder": Model.from_proto(proto)}
+    return {"model": model, "feeds": feeds, "stats": stats, "encoder": Model.from_proto(proto)}
