@@ -68,12 +68,12 @@ def moves(signature: Signature, fixed: Iterable[str] = ()) -> bool:
     """Tell whether an operator asks nothing of its inputs' axes: each is passed on, moved or merged into another.
 
     Example:
-        >>> moves(parse("a b c, . -> (a b) c")), moves(parse("(a b) c, . -> a b c")), moves(parse("... k, k n -> ... n"))
-        (True, False, False)
+        >>> [moves(parse(text)) for text in ("a 1 c, . -> (a c)", "(a b) c, . -> a b c", "... k, k n -> ... n")]
+        [True, False, False]
     """
     patterns = [pattern for tensor in signature.inputs for pattern in tensor if pattern.kind != "any"]
-    names = [pattern.name or pattern.kind for pattern in patterns]
-    plain = all(pattern.kind in ("name", "broadcast") and not pattern.statistic for pattern in patterns)
+    names = [pattern.name or pattern.kind for pattern in patterns if pattern.kind != "unit"]
+    plain = all(pattern.kind in ("name", "broadcast", "unit") and not pattern.statistic for pattern in patterns)
     return plain and len(names) == len(set(names)) and not any(fixed)
 
 
