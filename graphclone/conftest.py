@@ -1,13 +1,14 @@
 """Give the examples in docstrings what they speak of: `model`, `feeds`, `stats` and `encoder`."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 ENCODER = """<ir_version: 10, opset_import: ["" : 20]>
     encoder (int64[B, T] input_ids, int64[B, T] attention_mask, bool[B, T] ignored) => (float[B, T, 6] states)
     <float[23, 6] table, int64[1] axis = {1}, float one = {1}, float low = {-9999}> {
@@ -18,17 +19,16 @@ ENCODER = """<ir_version: 10, opset_import: ["" : 20]>
 
 
 @pytest.fixture(autouse=True)
-def examples(request, doctest_namespace) -> None:
+def examples(request, doctest_namespace) -> Iterator[None]:
     """Load the examples' models before the first example that runs.
 
     model: the demo's parent, a character GPT of 8 blocks x 128. feeds: 2 x 5 tokens for it. stats: what they activate.
     encoder: attention of 6 channels over 23 ids, with a mask of ones where tokens are, and one of ones where none are.
     """
-    mine = isinstance(request.node, pytest.DoctestItem) and request.node.path.is_relative_to(ROOT / "graphclone")
-    doctest_namespace.clear()  # elsewhere `feeds` is a function
-    if not mine:
-        return
-    doctest_namespace |= _examples()
+    if isinstance(request.node, pytest.DoctestItem):
+        doctest_namespace.update(_examples())
+    yield
+    doctest_namespace.clear()  # outside this package `feeds` is a function
 
 
 @functools.cache
