@@ -14,10 +14,11 @@ from graphclone.axes.typed import AxisTyping, TypedNode
 from graphclone.dtypes import holds_weights, is_float
 from graphclone.graphs import walk
 from graphclone.weights import weight_of
+from graphclone.whole_numbers import plain_of
 
 PRIME = (1 << 61) - 1
 RENAMING = {"Identity", "Cast"}
-ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear", "QGemm"}
+ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear"}
 REAL_AGAIN = {
     "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "QAttention", "Shape", "Size",
 }  # fmt: skip
@@ -77,9 +78,11 @@ class Flow:
         before: set[str] = set()
         for i, node in enumerate(self.nodes):
             given = self.gives[i][:1] if node.op.type == "DynamicQuantizeLinear" else self.gives[i]
-            if node.op.type in ROUNDING or node.op.type.startswith("QLinear"):
+            if node.op.type in ROUNDING:
                 found.update(given)
                 before.update(given)
+            elif plain_of(node.op.type, node.op.domain, node.op.node.attrs):
+                found.update(given)
             elif node.op.type in REAL_AGAIN:
                 continue
             elif any(name in found for name in self.reads[i]):
@@ -174,12 +177,13 @@ class Flow:
         return sorted(crossed, key=lambda name: self.order.get(name, -1))
 
     def stream_type(self, name: str) -> tuple | None:
-        """Return what points of one stream share: the rank and the static axes."""
+        """Return what points of one stream share, or one could not stand in for another: the shape, the static axes."""
         axes = self.typing.types.get(name)
         if not axes or len(axes) < 2 or name in self.rounded:
             return None
         static = [find(axis) for axis in axes if is_static(axis) and not is_unit(axis)]
-        return (len(axes), tuple(id(a) if free_leaves(a) else a.size[0] for a in static)) if static else None
+        shape = tuple(axis.size for axis in axes)
+        return (shape, tuple(id(a) if free_leaves(a) else a.size[0] for a in static)) if static else None
 
     def is_renamed(self, name: str) -> bool:
         """Tell whether a tensor is another one under a new name, or of another type."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from graphclone.analysis import analyse
 from graphclone.model import Model
 from graphclone.plan import Plan
-from graphclone.subclone import subclone
+from graphclone.subclone import calibrate, subclone
 from graphclone.surgery import apply
 from graphclone.verify import verify
 
@@ -199,6 +200,30 @@ def test_a_norm_over_a_turned_stream_is_no_break(graph: Graph) -> None:
     model = text.model(graph, x, head, f"float[12] variance = {{{ones}}}")
     assert kinds(model) == {"": [["attention", "ffn"]] * 2}
     assert verify(apply(model, Plan(blocks={"": (1,)}))).ok
+
+
+def test_a_stream_that_is_not_turned_back_at_its_end(graph: Graph) -> None:
+    """A SqueezeBERT's convolutions want channels before positions, and an export leaves out turning it back and forth."""
+    text = Text()
+    x = text.node("Transpose", text.linear("x", 12, 12), attributes="<perm = [0, 2, 1]> ")
+    for number in range(6):
+        branch = text.node("Conv", x, text.weight(12, 12, 1), attributes="<kernel_shape = [1]> ")
+        if number % 2 == 0:
+            scores = text.node("MatMul", text.node("Transpose", branch, attributes="<perm = [0, 2, 1]> "), x)
+            shares = text.node("Transpose", text.node("Softmax", scores), attributes="<perm = [0, 2, 1]> ")
+            values = text.node("Conv", x, text.weight(12, 12, 1), attributes="<kernel_shape = [1]> ")
+            branch = text.node("MatMul", values, shares)
+        turned = text.node("Transpose", text.add(x, branch), attributes="<perm = [0, 2, 1]> ")
+        normed = text.norm(turned)
+        x = text.node("Transpose", normed, attributes="<perm = [0, 2, 1]> ")
+    model = text.model(graph, normed)
+    assert kinds(model) == {"": [["attention", "ffn"]] * 3}
+    for blocks in ((0, 1), (1, 2)):
+        child = apply(model, Plan(blocks={"": blocks}))
+        assert kinds(child) == {"": [["attention", "ffn"]] * 2}
+        assert verify(child).ok
+    data = np.random.default_rng(0).standard_normal((4, 6, 12), np.float32)
+    assert calibrate(model, {"x": data}, provider="cpu", progress=False).spans
 
 
 def test_two_maps_for_each_head_of_values_are_no_queries_to_cut(graph: Graph) -> None:
