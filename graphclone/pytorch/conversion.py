@@ -18,7 +18,7 @@ from graphclone.pytorch.nesting import nest
 from graphclone.pytorch.parameters import Stored, classify, numbers
 from graphclone.pytorch.probing import probe
 from graphclone.pytorch.program import Op, Program, Value, read
-from graphclone.pytorch.quantization import fold_quantized
+from graphclone.pytorch.quantization import fold_quantized, hold_at_zero
 from graphclone.pytorch.quantized_operators import dequantize_operands
 from graphclone.pytorch.registry import RULES, rule
 from graphclone.pytorch.rewriting import Result, Uses, new_op, new_value, rewrite
@@ -36,7 +36,7 @@ STAGES = (
     (layout_idioms.merge_transposes,),
     (attention_idioms.grouped_queries, layout_idioms.one_chunk_for_halves),
     (layout_idioms.merge_reshapes,),
-    (layout_idioms.drop_idle,),
+    (layout_idioms.drop_idle, hold_at_zero),
 )
 """Idioms in the order they are looked for; those of one stage do not need each other."""
 

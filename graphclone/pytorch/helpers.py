@@ -107,6 +107,11 @@ def quantize(x, scale, zero_point, low, high):
     return torch.round(steps).detach() + zero_point + (steps - steps.detach())
 
 
+def held(x, at):
+    """Return x; where `at` is zero no gradient passes, not even an infinite one times zero."""
+    return torch.where(at == 0, x.detach(), x)
+
+
 def quantize_dynamically(x):
     """Return x as integers from 0 to 255, held as floats, their scale and zero point, which its range gives."""
     low, high = x.detach().amin().clamp(max=0), x.detach().amax().clamp(min=0)

@@ -14,8 +14,8 @@ from graphclone.dtypes import bits, is_float
 from graphclone.pytorch.code import DEVICE, Code
 from graphclone.pytorch.known import LARGEST, known_constant
 from graphclone.pytorch.program import Op, Program, Unsupported, Value
-from graphclone.pytorch.registry import rule
-from graphclone.pytorch.rewriting import Result, Uses, new_op, new_value, rewrite
+from graphclone.pytorch.registry import rows, rule
+from graphclone.pytorch.rewriting import IDIOMS, Result, Uses, idiom, made_by, new_op, new_value, rewrite
 from graphclone.weights import Weight
 
 DOMAINS = ("", "com.microsoft")
@@ -248,6 +248,37 @@ def _table_of_blocks(op: Op) -> np.ndarray:
     return dequantize(data, scale, zero, op.axis(1, "quantize_axis"), int(op.attribute("block_size", 128)))
 
 
+STEEP = {"Sqrt": 0, "Reciprocal": 0, "Log": 0, "Div": 1}
+"""Operators whose slope is infinite where an operand is zero, and the slot of that operand."""
+
+
+def hold_at_zero(op: Op, uses: Uses) -> Result:
+    """Let no gradient pass where rounding made the operand of a steep operator zero.
+
+    What reads such a quotient cuts its infinity off, so that it gives no gradient back; but no gradient times an
+    infinite slope is no number.
+    """
+    slot = STEEP.get(op.type) if not op.domain else None
+    if slot is None or not _is_rounded(op[slot]):
+        return None
+    at = op[slot]
+    held = [
+        None if each.known is not None else new_value(each.name, op.output.dims, op.output.dtype) for each in op.inputs
+    ]
+    holds = [new_op("Hold", [each, at], new, op) for each, new in zip(op.inputs, held, strict=True) if new is not None]
+    op.inputs = [new or each for each, new in zip(op.inputs, held, strict=True)]
+    return [*holds, op]
+
+
+def _is_rounded(value: Value | None) -> bool:
+    """Tell whether a value was rounded, or is the root of one that was."""
+    root = made_by(value, "Sqrt")
+    if root is not None:
+        hold = idiom(root[0], "Hold")
+        return _is_rounded(root[0] if hold is None else hold[0])
+    return made_by(value, "DequantizeLinear") is not None
+
+
 # -- rules ---------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +317,9 @@ def dequantize_linear(op: Op) -> Code:
     if op[2] is None or op[2].scalar == 0:
         return Code("({} * {})", source, _along(op, op[1]))
     return Code("(({} - {}) * {})", source, _along(op, op[2]), _along(op, op[1]))
+
+
+rows({"Hold": "held({}, {})"}, IDIOMS)
 
 
 @rule("DynamicQuantizeLinear")

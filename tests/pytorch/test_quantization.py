@@ -131,6 +131,24 @@ def test_gradients_pass_through_rounding_where_numbers_are_in_range():
     assert check(rounding(np.float32(0.1), np.int8(0)), x).given.grad.tolist() == [[0, 1, 1, 0]]
 
 
+@pytest.mark.parametrize("steep", ["Div", "Reciprocal", "Log", "root", "quotient"])
+def test_gradients_are_numbers_where_rounding_makes_an_operand_zero(steep):
+    """The quantizer behind cuts the infinity off; no gradient times an infinite slope would be no number."""
+    steps = {
+        "Div": [("Div", ["one", "d"], ["v"], {})],
+        "Reciprocal": [("Reciprocal", ["d"], ["v"], {})],
+        "Log": [("Log", ["d"], ["v"], {})],
+        "root": [("Sqrt", ["d"], ["r"], {}), ("Div", ["one", "r"], ["v"], {})],
+        "quotient": [("Add", ["x", "one"], ["e"], {}), ("Sqrt", ["d"], ["r"], {}), ("Div", ["e", "r"], ["v"], {})],
+    }[steep]
+    there = ("QuantizeLinear", ["x", "s", "z"], ["q"], {})
+    back = [("DequantizeLinear", ["q", "s", "z"], ["d"], {})]
+    clipped = [("QuantizeLinear", ["v", "s", "z"], ["w"], {}), ("DequantizeLinear", ["w", "s", "z"], ["y"], {})]
+    proto = build([there, *back, *steps, *clipped], {"s": np.float32(0.25), "z": np.uint8(40), "one": np.float32(1)})
+    gradient = check(proto, np.array([[0.01, 0.6, 1.3, 2.3]], np.float32)).given.grad
+    assert torch.isfinite(gradient).all() and gradient[0, 0] == 0 and (gradient[0, 1:] != 0).all()
+
+
 def test_activations_are_rounded_along_an_axis():
     check(rounding(f(4, low=0.1), whole(np.uint8, 4), axis=1), f(3, 4))
 
