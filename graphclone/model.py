@@ -148,6 +148,16 @@ class Model:
         copied.aliases = dict(self.aliases)
         return copied
 
+    def reread(self) -> "Model":
+        """Return the model as a reader of its file gets it: loops written back and unrolled again, by those names."""
+        rolled = roll_loops(self.graph, self.loops)
+        if rolled is self.graph:
+            return self
+        again = self.copy()
+        again.graph = rolled
+        again.loops = unroll_loops(rolled)
+        return again
+
     def holding(self, graph: gs.Graph) -> "Model":
         """Return a model of the same opset that holds another graph, and nothing else of this one."""
         graph.opset, graph.import_domains = self.graph.opset, list(self.graph.import_domains or ())

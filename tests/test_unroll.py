@@ -12,6 +12,7 @@ from graphclone.analysis import Analysis, analyse
 from graphclone.model import Model
 from graphclone.plan import Plan
 from graphclone.surgery import apply
+from graphclone.verify import verify
 from graphclone.weights import weight_of
 
 STACKED = Path(__file__).parent / "fixtures" / "jax" / "scan.onnx"
@@ -46,6 +47,24 @@ COUNTED = f"""{HEAD} g (float[N, 6] x, int64 count, bool go) => (float[N, 6] y) 
     y = Loop (count, go, x) <body = b (int64 i, bool on, float[N, 6] h) => (bool still, float[N, 6] next) {{
         still = Identity (on)
         next = Relu (h)
+    }}>
+}}"""
+
+RESHAPED = f"""{HEAD} g (float[N, 6] x) => (float[N, 6] y) <int64 count = {{3}}, bool go = {{1}},
+    float[6, 6] stem = {{{",".join(str(i % 3 / 10) for i in range(36))}}},
+    float[3, 6, 8] ups = {{{",".join(str(i % 7 / 10) for i in range(144))}}},
+    float[3, 8, 6] downs = {{{",".join(str(i % 5 / 10) for i in range(144))}}}> {{
+    entry = MatMul (x, stem)
+    y = Loop (count, go, entry) <body = b (int64 i, bool on, float[N, 6] h) => (bool still, float[N, 6] next) {{
+        still = Identity (on)
+        up = Gather <axis = 0> (ups, i)
+        down = Gather <axis = 0> (downs, i)
+        wide = MatMul (h, up)
+        flat = Constant <value_ints = [-1, 8]> ()
+        shaped = Reshape (wide, flat)
+        acted = Relu (shaped)
+        product = MatMul (acted, down)
+        next = Add (h, product)
     }}>
 }}"""
 
@@ -151,6 +170,18 @@ def test_layers_that_differ_stay_apart(stacked, plan: Plan) -> None:
     child = apply(model, plan, analysis)
     assert loop_of(child.to_proto()) is None
     assert same_as_unrolled(child)
+
+
+def test_a_child_written_as_a_loop_is_what_its_plan_gives() -> None:
+    parent = Model.from_proto(parser.parse_model(RESHAPED))
+    plan = Plan(keep={"blocks.*.ffn": (0, 2, 3, 5, 7)}, blocks={"": (0, 2)})
+    written = apply(parent, plan).to_proto()
+    assert loop_of(written) is not None
+    child = Model.from_proto(written)
+    report = verify(child, parent=parent, plan=plan)
+    assert report.ok, str(report)
+    other = Plan(keep={"blocks.*.ffn": (0, 2, 3, 5, 6)}, blocks={"": (0, 2)})
+    assert not verify(child, parent=parent, plan=other).ok
 
 
 def test_what_is_read_inside_keeps_the_loop_unrolled(stacked) -> None:

@@ -63,7 +63,7 @@ def _judge_child(child: Model, parent: Model, plan: Plan, probes: list[Feeds], s
     again = apply(parent, plan, analysis)
     folded = apply(parent, plan, analysis, native_constants=True) if has_native_constants(child) else again
     return [
-        _timed(lambda: _slices(child, folded)),
+        _timed(lambda: _slices(child.reread(), folded.reread())),
         _timed(lambda: _same_outputs(runnable(child), runnable(again), probes)),
         _timed(lambda: _planned(parent, plan, analysis, seed)),
     ]
