@@ -80,7 +80,7 @@ class Binding:
             if axes is None:
                 continue
             if patterns and patterns[0].kind == "any":
-                if self.op.is_constant(slot) and len(axes) == 1:
+                if len(axes) == 1:
                     lock(axes[0], f"{self.op.where} reads it whole")
                 continue
             self._bind_tensor(patterns, axes, spread, groups)

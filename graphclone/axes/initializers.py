@@ -1,8 +1,10 @@
 """The axes that initializers have at each of their uses, and the values of those that hold sizes.
 
-Matrices are one tensor wherever they are read. Vectors are private to each use: exporters share equal ones between
-unrelated layers.
+Matrices are one tensor wherever they are read. Vectors are private to each use, since exporters share equal ones between
+unrelated layers, but for those that slices take different parts of: the parts are of one.
 """
+
+from collections import Counter
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -26,6 +28,8 @@ class Initializers:
     def __init__(self, typing: AxisTyping):
         self._typing = typing
         self._repeated: dict[str, tuple[int, ...]] = {}  # constant -> the axes along which it repeats itself
+        self._sliced: Counter[tuple] = Counter()  # how often a part of a vector was taken
+        self._vectors: dict[tuple[str, int], Axes] = {}  # vectors whose parts slices take
 
     def tie(self, model: Model, equations: Equations) -> None:
         """Equate the axes of initializers that hold one matrix."""
@@ -41,7 +45,7 @@ class Initializers:
         """Return the axes a constant has in a node's slot; node None: as a graph output."""
         weight = weight_of(constant)
         if sum(n > 1 for n in weight.shape) <= 1 or not holds_weights(weight.onnx_dtype):
-            axes = [Axis((n, n)) for n in weight.shape]
+            axes = self._vector(constant, node, slot)
         else:
             axes = self._shared(constant)
         if node is not None and node.op in ELEMENTWISE:
@@ -59,6 +63,19 @@ class Initializers:
             value = weight.load() if small and weight.dtype.kind in "iubf" else None
             known[constant.name] = None if value is None else (value, value)
         return known[constant.name]
+
+    def _vector(self, constant: gs.Constant, node: gs.Node | None, slot: int) -> Axes:
+        """Return axes of a use of its own, or those of the slices before that take other parts of the vector."""
+        axes = [Axis((n, n)) for n in weight_of(constant).shape]
+        if node is None or node.op != "Slice" or slot != 0:
+            return axes
+        known = self._typing.values
+        bounds = [self.values(t) if isinstance(t, gs.Constant) else known.get(t.name) for t in node.inputs[1:]]
+        if any(value is None for value in bounds):
+            return axes
+        part = (constant.name, *(tuple(value[0].tolist()) for value in bounds))
+        self._sliced[part] += 1
+        return self._vectors.setdefault((constant.name, self._sliced[part]), axes)
 
     def _shared(self, constant: gs.Constant) -> Axes:
         types = self._typing.types

@@ -16,6 +16,7 @@ from graphclone.axes.registry import Typing, find_rule
 from graphclone.axes.symbols import Regrouping, Symbols
 from graphclone.axes.typed import Axes, AxisTyping, Site, TypedNode
 from graphclone.axes.values import evaluate
+from graphclone.dtypes import is_float
 from graphclone.graphs import holds_floats, subgraphs, walk
 from graphclone.model import Model
 from graphclone.op import Op, is_standard
@@ -183,13 +184,13 @@ class _Sweep:
             return True
         if op.type in ("Range", "ConstantOfShape"):
             return False
-        for tensor in op.node.inputs:
-            if isinstance(tensor, gs.Constant):
-                if len(weight_of(tensor).shape) > 1:
-                    return False
-            elif not tensor.is_empty() and tensor.name not in self.arithmetic:
-                return False
-        return True
+        constants = [tensor for tensor in op.node.inputs if isinstance(tensor, gs.Constant)]
+        others = [tensor for tensor in op.node.inputs if not isinstance(tensor, gs.Constant) and not tensor.is_empty()]
+        if any(len(weight_of(tensor).shape) > 1 for tensor in constants):
+            return False
+        if not others:  # a few learned numbers are no sizes: the decay of each head, a scale of each channel
+            return not any(is_float(w.onnx_dtype) and w.shape not in ((), (1,)) for w in map(weight_of, constants))
+        return all(tensor.name in self.arithmetic for tensor in others)
 
     def _arithmetic(self, op: Op) -> None:
         """Shape arithmetic constrains nothing; what Shape reports is kept by surgery, and so are constants beside it."""

@@ -31,13 +31,7 @@ def perturbed(model: Model, seed: int = 0) -> Model:
     """
     copy = raised(model)
     room = HELD_BYTES
-    fixed = {
-        id(node.inputs[slot])
-        for graph in walk(copy.graph)
-        for node in graph.nodes
-        for slot in SIZES_AS_FLOATS.get(node.op, ())
-        if slot < len(node.inputs)
-    }
+    fixed = _sizes_as_floats(copy)
     for constant in _constants(copy):
         weight = weight_of(constant)
         if id(constant) in fixed or weight.size < 2 or weight.onnx_dtype not in (TensorProto.FLOAT, TensorProto.DOUBLE):
@@ -45,6 +39,19 @@ def perturbed(model: Model, seed: int = 0) -> Model:
         room -= weight.nbytes
         constant._values = Weight(_Scattered(weight, (seed, zlib.crc32(constant.name.encode())), held=room > 0))
     return copy
+
+
+def _sizes_as_floats(model: Model) -> set[int]:
+    """Return the ids of constants that sizes are computed of: no weights, and not to be scattered."""
+    nodes = [node for graph in walk(model.graph) for node in graph.nodes]
+    waiting = [node.inputs[i] for node in nodes for i in SIZES_AS_FLOATS.get(node.op, ()) if i < len(node.inputs)]
+    found: set[int] = set()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in found:
+            found.add(id(tensor))
+            waiting += [read for node in tensor.inputs if node.op not in ("Shape", "Size") for read in node.inputs]
+    return found
 
 
 def zeroed(parent: Model, copy: Model, typing: AxisTyping, cut: Cut) -> Model:

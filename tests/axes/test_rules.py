@@ -13,7 +13,9 @@ from graphclone.analysis import analyse
 from graphclone.axes.axis import is_static, leaves
 from graphclone.axes.steps import atom_steps
 from graphclone.calibration.taps import Tap
+from graphclone.plan import Plan
 from graphclone.subclone import calibrate
+from graphclone.surgery import apply
 from graphclone.verify import verify
 
 ROWS = [
@@ -197,6 +199,47 @@ def test_constants_that_sizes_are_computed_with_stay_whole(graph):
     text = """(float[B, S, 12] x) => (float[B, S, 12] y) <float[3] least = {1.0, 1.0, 1.0}>
         { s = Shape(x)  f = Cast <to = 1> (s)  m = Max(f, least)  t = Cast <to = 7> (m)  y = Reshape(x, t) }"""
     assert verify(graph(text)).ok
+
+
+def test_what_is_computed_of_a_few_learned_numbers_is_no_size(graph):
+    """Mamba 2 has one logarithm of its decay for each head."""
+    text = """(float[B, S, 12] x) => (float[B, S, 12] y) <float[12, 4] w, float[4] a, float[4, 12] v>
+        { u = MatMul(x, w)  e = Exp(a)  n = Neg(e)  d = Mul(u, n)  y = MatMul(d, v) }"""
+    model = graph(text)
+    analysis = analyse(model)
+    assert [(d.size, d.locked) for d in analysis.dimensions if d.size == 4] == [(4, None)]
+    assert verify(model, analysis=analysis).ok
+
+
+def test_scales_that_are_computed_of_constants_stay_whole(graph):
+    text = """(float[B, 6, 4, 4] x) => (float[B, 5, 8, 8] y) <float[2] same = {1.0, 1.0}, float[2] twice = {2.0, 2.0},
+        float[7, 6, 1, 1] w, float[5, 7, 1, 1] v>
+        { s = Concat <axis = 0> (same, twice)  h = Conv(x, w)  r = Resize <mode = "nearest"> (h, , s)  y = Conv(r, v) }"""
+    model = graph(text)
+    assert {d.size for d in analyse(model).dimensions if d.locked is None} == {5, 7}
+    assert verify(model).ok
+
+
+TWO_READERS = """(float[B, S, 12] x, float[B, T, 12] z) => (float[B, S, 12] y) <float[30, 12] w, float[30] b,
+    float[10, 12] out, int64[1] none = {0}, int64[1] ten = {10}, int64[1] all = {30}> {
+    wq = Slice(w, none, ten, none)  wkv = Slice(w, ten, all, none)  bq = Slice(b, none, ten, none)
+    bkv = Slice(b, ten, all, none)
+    tq = Transpose(wq)  q0 = MatMul(x, tq)  q = Add(q0, bq)
+    tkv = Transpose(wkv)  kv0 = MatMul(z, tkv)  kv = Add(kv0, bkv)  k, v = Split <axis = 2, num_outputs = 2> (kv)
+    kt = Transpose <perm = [0, 2, 1]> (k)  m = MatMul(q, kt)  p = Softmax(m)  o = MatMul(p, v)
+    y = MatMul(o, out) }"""
+
+
+def test_parts_of_a_vector_are_of_one(graph):
+    """torch.nn.MultiheadAttention takes queries' bias from the vector that also has keys' and values'."""
+    model = graph(TWO_READERS)
+    analysis = analyse(model)
+    uses = analysis.typing.uses["b"]
+    assert len(uses) == 2 and uses[0].axes is uses[1].axes
+    keys, values = (d.name for d in analysis.dimensions if d.size == 10)
+    child = apply(model, Plan(keep={keys: tuple(range(6)), values: tuple(range(1, 8))}))
+    assert [weight.shape for name, weight in child.weights.items() if name.startswith("b")] == [(6 + 6 + 7,)]
+    assert verify(model, analysis=analysis).ok and verify(child).ok
 
 
 def test_sizes_that_a_file_declares_otherwise_than_they_are_do_not_count(graph):
