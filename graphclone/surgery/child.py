@@ -29,15 +29,17 @@ class Child:
             self.nodes.update((id(a), b) for a, b in zip(old.nodes, new.nodes, strict=True))
         nodes = [node for graph in walk(copy.graph) for node in graph.nodes]
         self._names = {tensor.name for node in nodes for tensor in (*node.inputs, *node.outputs)}
+        self._node_names = {node.name for node in nodes}
         self.before: dict[int, list[gs.Node]] = defaultdict(list)
         self.behind: dict[int, list[gs.Node]] = defaultdict(list)
 
     def fresh(self, name: str) -> str:
         """Return a name that no tensor has: the one asked for, or that with underscores."""
-        while name in self._names:
-            name += "_"
-        self._names.add(name)
-        return name
+        return _free(name, self._names)
+
+    def fresh_node(self, name: str) -> str:
+        """Return a name that no node has, likewise: a child that is cut again has those of the first cut."""
+        return _free(name, self._node_names)
 
     def constant(self, node: gs.Node, slot: int | str, values: np.ndarray) -> gs.Constant:
         """Return a new constant for a slot of a node."""
@@ -53,6 +55,13 @@ class Child:
         """Return a node with what edits put before and behind it, theirs included."""
         before = [placed for other in self.before.get(id(node), ()) for placed in self._placed(other)]
         return [*before, node, *self.behind.get(id(node), ())]
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 Editor = Callable[[Child, Site, gs.Node], None]

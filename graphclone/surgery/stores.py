@@ -128,7 +128,7 @@ def _select(child: Child, site: Site, node: gs.Node) -> None:
     whole = gs.Variable(child.fresh(f"{output.name}_whole"), output.dtype)
     node.outputs[0] = whole
     indices = child.constant(node, 1, np.asarray(picks, np.int64))
-    name = child.fresh(f"{node.name}_kept")
+    name = child.fresh_node(f"{node.name}_kept")
     child.behind[id(node)].append(gs.Node("Gather", name, {"axis": 0}, [whole, indices], [output]))
 
 
@@ -155,7 +155,7 @@ def _denominator(child: Child, site: Site, node: gs.Node, less: int = 0) -> None
     elif is_float(onnx_dtype_of(known[0].dtype)):
         scaled = gs.Variable(child.fresh(f"{tensor.name}_rescaled"), tensor.dtype)
         factor = child.constant(node, site.slot, np.asarray((new / old) ** power, known[0].dtype))
-        step = gs.Node("Mul", child.fresh(f"{node.name}_ratio"), {}, [tensor, factor], [scaled])
+        step = gs.Node("Mul", child.fresh_node(f"{node.name}_ratio"), {}, [tensor, factor], [scaled])
         child.before[id(node)].append(step)
         node.inputs[site.slot] = scaled
     else:

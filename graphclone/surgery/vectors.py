@@ -49,7 +49,7 @@ def _patched_concat(child: Child, node: gs.Node, producer: gs.Node, stored, want
         parts.append(patched(child, node, part, stored[here], wanted[here], (count,), slot))
         position += count
     output = gs.Variable(child.fresh(f"{producer.outputs[0].name}_cut"), np.int64)
-    name = child.fresh(f"{producer.name}_cut")
+    name = child.fresh_node(f"{producer.name}_cut")
     child.before[id(node)].append(gs.Node("Concat", name, dict(producer.attrs), parts, [output]))
     return output
 
@@ -84,7 +84,7 @@ def rescaled(
             continue
         constant = child.constant(node, op.lower(), np.array(numbers, np.int64).reshape(shape))
         output = gs.Variable(child.fresh(f"{tensor.name}_{op.lower()}"), np.int64)
-        name = child.fresh(f"{node.name}_{op.lower()}")
+        name = child.fresh_node(f"{node.name}_{op.lower()}")
         child.before[id(node)].append(gs.Node(op, name, {}, [tensor, constant], [output]))
         tensor = output
     return tensor

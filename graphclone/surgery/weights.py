@@ -119,7 +119,8 @@ def add_biases(child: Child, plan: Plan) -> None:
         output = node.outputs[0]
         bare = gs.Variable(child.fresh(f"{output.name}_bare"), output.dtype)
         node.outputs[0] = bare
-        child.behind[id(node)].append(gs.Node("Add", child.fresh(f"{node.name}_bias"), {}, [bare, bias], [output]))
+        name = child.fresh_node(f"{node.name}_bias")
+        child.behind[id(node)].append(gs.Node("Add", name, {}, [bare, bias], [output]))
 
 
 def bias_name(weight: str) -> str:
