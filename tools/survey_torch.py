@@ -127,7 +127,7 @@ def gradients(module: torch.nn.Module, model: Model, probes: list[Outputs]) -> l
         outputs = [each for each in several(module(*tensors(model, feeds))) if each.requires_grad]
         if outputs:
             sum((each * torch.randn(each.shape, generator=generator)).sum() for each in outputs).backward()
-    parameters = dict(module.named_parameters())
+    parameters = {name: each for name, each in module.named_parameters() if each.requires_grad}
     missing = [name for name, parameter in parameters.items() if parameter.grad is None]
     infinite = [name for name, each in parameters.items() if name not in missing and not each.grad.isfinite().all()]
     bad = [f"no gradient for {len(missing)} parameters, first {missing[0]}"] if missing else []

@@ -218,10 +218,14 @@ def multi_head_attention(op: Op) -> Code:
         keys = keys + op[6].dims[2]
     mask = _contrib_mask(op, op[4], op[5], keys)
     causal = bool(op.attribute("unidirectional", 0))
-    if causal and probe_of(op[1].dims[-2] - op.attribute("behind_cache", 0)) != probe_of(length):
-        raise Unsupported("onnxruntime hides keys from all queries but the last where there are not as many of both")
-    if causal and (mask is not None or op[6] is not None or op.attribute("behind_cache")):
-        mask, causal = _both(mask, False, Code("causal_mask({}, {}, {})", length, keys, DEVICE)), False
+    past = op.attribute("behind_cache", 0) if op[6] is None else op[6].dims[2]
+    visible = _visible(length, keys, past, None)
+    uneven = probe_of(keys - past) != probe_of(length)
+    if uneven:  # onnxruntime hides keys from all queries but the last
+        last = Code("(torch.arange({}, device={}) == {})", length, DEVICE, length - 1)
+        visible = Code("({} | {}[:, None])", visible, last)
+    if causal and (mask is not None or uneven or probe_of(past) != probe_of(0)):
+        mask, causal = _both(mask, mask is None, visible), False
     result = attend(q, k, v, mask, causal=causal, scale=op.attribute("scale") or None)
     result = Code("{}.transpose(1, 2).flatten(2)", result)
     return (result, *(Code("{}", each) for each in (k, v))) if op.outputs[1:] else result

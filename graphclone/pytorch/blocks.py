@@ -237,7 +237,7 @@ def _describe(block: Block, tree: Tree) -> None:
             shapes.append((where, below.layer.kind, below.layer.options))
             continue
         for name, slot in below.tensors.items():
-            kind = (slot.stored.trainable, slot.stored.persistent, slot.stored.idle, slot.stored.dtype)
+            kind = (slot.stored.trainable, slot.stored.persistent, slot.stored.frozen, slot.stored.dtype)
             shapes.append((where, name, slot.first, len(slot.stored.shape), *kind))
     block.symbols = list(found)
     block.numbers = integers

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from graphclone.errors import InputError
 from graphclone.pytorch.known import array
 from graphclone.pytorch.naming import Names
 from graphclone.pytorch.parameters import Stored, spread_tables
 from graphclone.pytorch.pieces import cut, join, of_rank, pieces, rows, spread
+from graphclone.pytorch.pretrained import class_buffers
 from graphclone.pytorch.program import Program, Value
 from graphclone.pytorch.rewriting import IDIOMS, new_op, new_value
-from graphclone.pytorch.unfolding import unfold
+from graphclone.pytorch.unfolding import unfold, unfold_numbers
 from graphclone.weights import Weight
 
 Checkpoint = Mapping[str, object] | str | Path
@@ -37,6 +39,17 @@ def read_checkpoint(given: Checkpoint) -> dict[str, np.ndarray]:
         with safe_open(str(file), framework="pt") as tensors:
             result |= {name: _array(tensors.get_tensor(name)) for name in tensors.keys()}
     return result
+
+
+def buffers_of(given: Checkpoint) -> frozenset[str]:
+    """Return the names of buffers, where a checkpoint tells them from parameters.
+
+    A state dict of `keep_vars=True` does, and a folder with a config whose class transformers knows.
+    """
+    if isinstance(given, Mapping):
+        is_parameter = {name: isinstance(value, torch.nn.Parameter) for name, value in given.items()}
+        return frozenset(name for name, kind in is_parameter.items() if any(is_parameter.values()) and not kind)
+    return frozenset(class_buffers(Path(given)))
 
 
 def _array(value) -> np.ndarray:
@@ -67,6 +80,7 @@ def recover(program: Program, checkpoint: Checkpoint, names: Names) -> Recovered
     is one that was computed from others. A tensor under several names in the checkpoint gets them all.
     """
     tensors = read_checkpoint(checkpoint)
+    names.buffers = buffers_of(checkpoint)
     stored = [value for value in program.values() if value.parameter is not None and value.known is None]
     parts = {value: value.parameter for value in stored if value.parameter.trainable or _may_be_learned(value, names)}
     free = set(tensors)
@@ -82,10 +96,13 @@ def recover(program: Program, checkpoint: Checkpoint, names: Names) -> Recovered
         if known:
             each.path, *each.aliases = known + [path for path in paths if path not in known and names.given(path)]
     unknown = [value for value, each in parts.items() if each.path not in tensors or each.path in free]
+    for value in [value for value, each in parts.items() if each.path in names.buffers]:
+        value.parameter.trainable, value.parameter.persistent, value.is_table = False, True, True
     _join_and_cut(program, unknown, tensors, free)
     read = {value for op in program.ops for value in op.inputs}
     unknown = [value for value in stored if value in read and value.parameter.path not in tensors.keys() - free]
     unfold(program, [(value, load_stored(value.parameter)) for value in unknown], tensors, free, names)
+    unfold_numbers(program, tensors, free, names)
     spread_tables(program)
     left = {value.parameter for value in program.values() if value.parameter is not None and value.known is None}
     differing = sorted({each.path for each in left} & free)

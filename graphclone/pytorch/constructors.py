@@ -39,9 +39,9 @@ def tensor(slot: Slot, numbers: Iterator[str]) -> str | None:
     if not slot.first:
         return None
     empty = f"torch.empty({shape}{kind})"
-    idle = ", requires_grad=False" if slot.stored.idle else ""
+    frozen = ", requires_grad=False" if slot.stored.frozen else ""
     if slot.stored.trainable:
-        return f"nn.Parameter({empty}{idle})"
+        return f"nn.Parameter({empty}{frozen})"
     return f"nn.Buffer({empty})" if slot.stored.persistent else empty
 
 

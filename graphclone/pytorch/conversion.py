@@ -15,7 +15,7 @@ from graphclone.pytorch.code import DTYPE, Code
 from graphclone.pytorch.dropout import add_dropout
 from graphclone.pytorch.naming import Names
 from graphclone.pytorch.nesting import nest
-from graphclone.pytorch.parameters import Stored, classify, numbers
+from graphclone.pytorch.parameters import Stored, classify, freeze, numbers
 from graphclone.pytorch.probing import probe
 from graphclone.pytorch.program import Op, Program, Value, read
 from graphclone.pytorch.quantization import fold_quantized, hold_at_zero
@@ -75,6 +75,7 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     assumed = adopt(program, names, found)
     order = names.order(checkpoint)
     _name_ties(program, order)
+    freeze(program)
     moved = nest(program, model)
     if dropout:
         add_dropout(program, dropout)
@@ -113,7 +114,7 @@ def carry(stored: list[Stored], found: Recovered, names: Names) -> list[Stored]:
     for name, array in kept.items():
         kind = torch.from_numpy(array).dtype
         trainable = kind.is_floating_point and not names.is_buffer(name)
-        carried.append(Stored(name, Weight.of(array), kind, trainable, idle=True))
+        carried.append(Stored(name, Weight.of(array), kind, trainable, frozen=True))
     return carried
 
 

@@ -40,6 +40,9 @@ def to_torch(
     `source` is the text it runs, `report` lists what was doubtful: parameters whose role or name is a guess, those the
     graph lacks, and those the checkpoint has with other values.
 
+    Learned positions train; sinusoids are parameters without gradient, as frameworks list them; other tables are
+    buffers.
+
     An If is a Python `if`, and both of its ways share one set of weights; `torch.compile` and `torch.export` follow it
     where its input (`use_cache_branch`) is given as a Python bool instead of a tensor.
 
@@ -47,9 +50,12 @@ def to_torch(
     checkpoint_blocks: whether blocks compute their activations again in the backward pass, which saves memory.
     init: "random" for fresh weights of the same shapes, drawn with `seed`; None keeps the model's.
     checkpoint: the framework's state dict, a .safetensors file or a folder of them, to recover lost names by value.
-        Weights that the exporter computed from its tensors are computed anew from those (running statistics of a batch
-        norm stay what they are); what the graph lacks is kept for the state dict as buffers, and as parameters that
-        nothing reads and that take no gradient. A model of other sizes than the checkpoint's gets no more than names.
+        Weights that the exporter computed from its tensors, as exp(logit_scale), are computed anew from those (running
+        statistics of a batch norm stay what they are); what the graph lacks is kept for the state dict as buffers, and
+        as parameters that nothing reads and that take no gradient. A model of other sizes than the checkpoint's keeps
+        nothing that it lacks. Buffers are told from parameters by a folder's config, where transformers knows its
+        class, or a state dict of `keep_vars=True`. The module has the graph's types: one in 16 bits takes a
+        checkpoint's fp32 numbers by `module.float().load_state_dict(checkpoint)`.
 
     Raises: InputError that lists every operator without a PyTorch rule.
 

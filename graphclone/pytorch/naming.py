@@ -48,11 +48,12 @@ class Names:
         self.kept = [line["target"] for line in lines if line["kind"] == "PARAMETER" or line["kept"]]
         self.torch = (model.graph.producer_name or "").startswith(("pytorch", "onnxruntime"))
         self.users = program.users()
+        self.buffers: frozenset[str] = frozenset()
         self.heads = self._learn(program)
 
     def is_buffer(self, name: str) -> bool:
         """Tell whether a float tensor of this name is in state dicts but not trained."""
-        return self.kinds.get(name) == "BUFFER" or STATISTICS.search(name) is not None
+        return name in self.buffers or self.kinds.get(name) == "BUFFER" or STATISTICS.search(name) is not None
 
     def order(self, checkpoint: object) -> dict[str, int]:
         """Return the places of names where the framework lists them: in the signature, else in a state dict."""

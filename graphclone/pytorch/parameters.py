@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from graphclone.axes.tables import FEW, frequencies
 from graphclone.pytorch import known
 from graphclone.pytorch.naming import STATISTICS, Names, without_repeats
 from graphclone.pytorch.program import Op, Program, Value
@@ -24,7 +25,8 @@ class Stored:
 
     Attributes: `path` is its name in the state dict, `trainable` tells Parameters from buffers, `transposed` that the
     graph holds its transpose, `may_transpose` that its orientation is the exporter's, `aliases` other names for it,
-    `lead` how many leading axes of one it loses, `idle` that nothing reads it: it is kept for the state dict alone.
+    `lead` how many leading axes of one it loses, `frozen` that it takes no gradient: a formula gives it, or nothing reads
+    it and it is kept for the state dict alone.
     """
 
     path: str
@@ -38,7 +40,7 @@ class Stored:
     aliases: list[str] = field(default_factory=list)
     turned: Value | None = None
     lead: int = 0
-    idle: bool = False
+    frozen: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -145,6 +147,21 @@ def _without_units(value: Value, reading: list[Op]) -> None:
         if op.type not in BROADCASTING or op.domain or any(v is not value and v.rank < value.rank for v in op.inputs):
             return
     value.parameter.lead, value.dims = value.rank - 1, value.dims[-1:]
+
+
+def freeze(program: Program) -> None:
+    """Let no gradient change sinusoids of positions: frameworks list them among parameters and do not train them."""
+    readers = program.users()
+    for value, reading in readers.items():
+        stored = value.parameter
+        if stored is None or not stored.trainable or stored.weight.size < 2 or value.known is not None:
+            continue
+        if all(op.type in ("Add", "Embedding", "Gather", "Slice") for op in reading):
+            sizes = [size for size in stored.shape if size > 1]
+            axis = next((axis for axis, size in enumerate(stored.weight.shape) if size > 1), 0)
+            rows = stored.weight.take(axis, range(min(FEW, stored.weight.shape[axis])))
+            if len(sizes) == 2 and sizes[0] > 2 and not stored.transposed:
+                stored.frozen = frequencies(np.asarray(rows.load(), np.float64).reshape(-1, sizes[1])) is not None
 
 
 def _drop_made_up(program: Program, names: Names) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from graphclone.pytorch.parameters import Stored
 from graphclone.pytorch.program import Op, Program, Value
@@ -139,9 +140,14 @@ def spread(program: Program, value: Value, name: str, tensor: np.ndarray) -> Non
 
 def stored(name: str, tensor: np.ndarray, like: Value) -> Value:
     """Return a trainable tensor of the checkpoint as a value of the program."""
-    weight = Weight.of(np.ascontiguousarray(tensor.astype(like.weight.dtype)))
+    weight = Weight.of(np.asarray(tensor.astype(numpy_type(like.dtype)), order="C"))
     parameter = Stored(name, weight, like.dtype, True)
     return Value(name, None, weight, dims=tensor.shape, dtype=like.dtype, parameter=parameter)
+
+
+def numpy_type(kind: torch.dtype) -> np.dtype:
+    """Return numpy's type of a torch one; those that numpy lacks are of ml_dtypes."""
+    return np.dtype(str(kind).removeprefix("torch."))
 
 
 def insert(program: Program, ops: list[Op], old: Value, new: Value, reader: Op | None = None) -> None:

@@ -2,13 +2,14 @@
 
 import copy
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from graphclone.errors import CheckFailed, InputError
+from graphclone.errors import CheckFailed, GraphcloneError, InputError
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
@@ -61,10 +62,33 @@ def shapes_of(config: Mapping) -> dict[str, tuple[int, ...]]:
     Raises: InputError where transformers is missing or knows no class for it; CheckFailed where the class refuses.
     """
     try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed") from None
+    model = _without_weights(config)
+    try:
+        tensors = revert_weight_conversion(model, model.state_dict())
+    except Exception as error:  # whatever a class raises for sizes that do not fit each other
+        raise _refused(error) from error
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def class_buffers(folder: Path) -> set[str]:
+    """Return the buffers in the state dict of the class behind a folder's config; none where transformers has none."""
+    file = folder / "config.json"
+    try:
+        model = _without_weights(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    except (GraphcloneError, ValueError):
+        return set()
+    return set() if model is None else model.state_dict().keys() & dict(model.named_buffers()).keys()
+
+
+def _without_weights(config: Mapping):
+    """Return the model behind a config with nothing in memory. Raises: as shapes_of does."""
+    try:
         import torch
         import transformers
         from transformers import initialization
-        from transformers.core_model_loading import revert_weight_conversion
     except ImportError as error:
         raise InputError(f"{error.name} is not installed") from None
     try:
@@ -75,11 +99,13 @@ def shapes_of(config: Mapping) -> dict[str, tuple[int, ...]]:
         settings = settings.from_dict(copy.deepcopy(dict(config)))
         with initialization.no_init_weights(), initialization.meta_device_safe_creation_ops(), torch.device("meta"):
             kinds = _classes(config.get("architectures"))
-            model = kinds[0](settings) if kinds else transformers.AutoModel.from_config(settings)
-        tensors = revert_weight_conversion(model, model.state_dict())
+            return kinds[0](settings) if kinds else transformers.AutoModel.from_config(settings)
     except Exception as error:  # whatever a class raises for sizes that do not fit each other
-        raise CheckFailed(f"transformers does not accept it: {' '.join(str(error).split())}") from error
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        raise _refused(error) from error
+
+
+def _refused(error: Exception) -> CheckFailed:
+    return CheckFailed(f"transformers does not accept it: {' '.join(str(error).split())}")
 
 
 def outputs_of(

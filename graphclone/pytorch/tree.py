@@ -142,7 +142,9 @@ def layer_of(op: Op, node: Node, tree: Tree) -> Layer | None:
         return None
     if any(not _is_stored(value) or tree.slot(op, value) is not node.tensors[name] for name, value in given.items()):
         return None
-    if any(not value.parameter.trainable for value in given.values()) or (_is_stored(op[0]) and op.type != "Embedding"):
+    if any(not value.parameter.trainable or value.parameter.frozen for value in given.values()):
+        return None
+    if _is_stored(op[0]) and op.type != "Embedding":
         return None
     shape, biased = given["weight"].dims, "bias" in given
     without = () if biased else (("bias", False),)

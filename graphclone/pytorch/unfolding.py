@@ -1,10 +1,11 @@
 """Unfolding: weights that the exporter computed from the checkpoint's tensors, and that the module computes anew.
 
-A normed weight g * v / |v|, a convolution with the batch norm behind it, a function of each entry as -exp(x), a table's
-rows where they are looked up: each is found by value, and the checkpoint's tensors take its place. Running statistics
-are buffers that stay what they are.
+A normed weight g * v / |v|, a convolution with the batch norm behind it, a function of each entry as -exp(x), also of a
+lone number, a table's rows where they are looked up: each is found by value, and the checkpoint's tensors take its
+place. Running statistics are buffers that stay what they are.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from graphclone.folds import norm_axes, norm_pairs, normed
 from graphclone.pytorch.known import array
 from graphclone.pytorch.naming import Names
 from graphclone.pytorch.parameters import Stored
-from graphclone.pytorch.pieces import insert, stored
+from graphclone.pytorch.pieces import insert, numpy_type, stored
 from graphclone.pytorch.program import Op, Program, Value
 from graphclone.pytorch.rewriting import new_op, new_value, reshape, transpose
 from graphclone.pytorch.sizes import Integer
@@ -36,6 +37,8 @@ CHAINS = [*((kind,) for kind in FUNCTIONS), *((kind, "Neg") for kind in FUNCTION
 EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-12)
 """What frameworks and models add to the variance in batch norms."""
 STATISTICS = ("running_mean", "running_var", "weight", "bias")
+WRITTEN = 3
+"""A number of no more digits may have been written by hand, and mean something else elsewhere."""
 ULPS = 16
 """Steps of its type, at the size of its largest entry, by which a weight may differ from what is computed anew."""
 
@@ -91,6 +94,31 @@ def unfold(
                 output = writer.add(reshape(output, value.dims, reader))
             insert(program, writer.ops, value, output, reader)
             free -= set(fold.names)
+
+
+def unfold_numbers(program: Program, tensors: Mapping[str, np.ndarray], free: set[str], names: Names) -> None:
+    """Compute lone numbers, as exp(logit_scale), from `free` tensors of one entry.
+
+    Only where one number of the program follows from the tensor, and the tensor is none that anybody may have written.
+    """
+    numbers = [value for value in program.values() if isinstance(value.scalar, float) and math.isfinite(value.scalar)]
+    held = {value: np.asarray(value.scalar, numpy_type(value.dtype)) for value in numbers}
+    for name in sorted(name for name in free if tensors[name].size == 1 and tensors[name].dtype.kind == "f"):
+        tensor = np.squeeze(tensors[name]).astype(np.float64)
+        found = [(v, chain) for v, own in held.items() for chain in ((), *CHAINS) if _is(own, tensor, chain)]
+        if len(found) != 1 or len(f"{tensor:.6g}".strip("-0.")) <= WRITTEN:
+            continue
+        value, chain = found[0]
+        source = stored(name, tensors[name], value)
+        source.is_table = names.is_buffer(name)
+        source.parameter.trainable = not source.is_table
+        for reader in [op for op in program.ops if value in op.inputs]:
+            writer = Writer(reader)
+            output = _chain_writer(chain, turned=False)(writer, source)
+            if tuple(output.dims) != tuple(value.dims):
+                output = writer.add(reshape(output, value.dims, reader))
+            insert(program, writer.ops, value, output, reader)
+        free.discard(name)
 
 
 def _nearness(name: str, reader: Op) -> int:

@@ -102,6 +102,21 @@ def test_tables_are_no_parameters():
     assert [tuple(buffer.shape) for buffer in module.buffers()] == [(5,)]
 
 
+@pytest.mark.parametrize(
+    ("family", "route"), [("whisper", "dynamo18"), ("whisper", "legacy17"), ("marian", "dynamo18")]
+)
+def test_sinusoids_take_no_gradient_as_in_the_framework(family, route):
+    """A looked up table and an added one; learned positions beside them train."""
+
+    def frozen(module: torch.nn.Module) -> list[torch.Tensor]:
+        return [each for each in module.parameters() if not each.requires_grad]
+
+    module = to_torch(model_of(family, route))
+    have, want = frozen(module), frozen(zoo.family(family).build())
+    assert have and {tuple(each.flatten().tolist()) for each in have} == {tuple(w.flatten().tolist()) for w in want}
+    assert len(frozen(pickle.loads(pickle.dumps(module)))) == len(have)
+
+
 def test_attention_and_activations_are_torch_calls():
     source = to_torch(model_of("gpt2", "dynamo18")).source
     assert "F.scaled_dot_product_attention(q, " in source

@@ -246,3 +246,50 @@ def test_what_is_computed_from_the_checkpoint_trains_its_tensors():
     y.square().sum().backward()
     assert module.table.grad[[0, 1, 3]].all() and not module.table.grad[[2, 4]].any()
     assert module.decay.grad.all() and module.fc.weight_g.grad.all() and module.scale.grad is None
+
+
+@pytest.mark.parametrize(("family", "route"), [("clip", "dynamo18"), ("siglip", "legacy17")])
+def test_a_lone_number_is_computed_from_the_checkpoints_in_a_cut_model_too(family, route):
+    """CLIP multiplies by exp(logit_scale), which exporters store; fresh weights of it must train."""
+    native, parent = zoo.family(family).build().state_dict(), model_of(family, route)
+    for model in (parent, graphclone.subclone(parent, layers=3)):
+        module, plain = to_torch(model, checkpoint=native), to_torch(model)
+        assert torch.equal(module.logit_scale, native["logit_scale"]) and "logit_scale" not in module.report["absent"]
+        feeds = [torch.from_numpy(zoo.feeds(family, 2, 7)[value.name]) for value in model.inputs]
+        first = module(*feeds)[0]
+        torch.testing.assert_close(first, plain(*feeds)[0], rtol=1e-6, atol=1e-6)
+        first.square().sum().backward()
+        assert module.logit_scale.grad.abs().sum() > 0
+
+
+def test_numbers_that_anybody_writes_are_not_the_checkpoints(graph):
+    model = graph("(float[N, 4] x) => (float[N, 4] y) <float half = {0.5}, float odd = {0.7310586}> "
+                  "{ a = Mul(x, half)  b = Add(a, odd)  y = Mul(b, half) }")  # fmt: skip
+    tensors = {"gate": torch.tensor(1.0), "scale": torch.tensor(0.5), "other": torch.tensor(0.123456)}
+    module = to_torch(model, checkpoint=tensors)
+    assert sorted(module.report["carried"]) == ["gate", "other", "scale"]
+
+
+@pytest.mark.parametrize("told", ["folder", "keep_vars"])
+def test_a_buffer_of_the_checkpoint_is_no_parameter(told, tmp_path):
+    """The legacy exporter leaves no word of which is which."""
+    native = zoo.family("bart").build()
+    if told == "folder":
+        native.save_pretrained(tmp_path)
+    module = to_torch(
+        model_of("bart", "legacy17"), checkpoint=tmp_path if told == "folder" else native.state_dict(keep_vars=True)
+    )
+    assert "final_logits_bias" in module.state_dict()
+    assert {name for name, _ in module.named_parameters()} == {name for name, _ in native.named_parameters()}
+
+
+def test_a_model_in_16_bits_takes_the_checkpoints_numbers_in_full_on_request():
+    """The module is what the graph is; float() and load_state_dict() make it what the checkpoint is."""
+    native = zoo.family("gpt2").build()
+    module = to_torch(model_of("gpt2", "dynamo18_fp16"), checkpoint=native.state_dict())
+    assert {each.dtype for each in module.parameters()} == {torch.float16}
+    module.float().load_state_dict(native.state_dict())
+    feeds = zoo.feeds("gpt2", 2, 7)
+    have, want = run(module, "gpt2"), native(*map(torch.from_numpy, feeds.values()))
+    want = want[0] if isinstance(want, tuple) else want
+    assert (have - want).abs().max() <= 1e-4 * want.abs().max()

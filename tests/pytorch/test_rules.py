@@ -239,12 +239,14 @@ ROWS = [
             ([Q, K, V, None, f(2, 3, 4, 8), f(2, 3, 4, 4)], 3),
         )],
     ("com.microsoft.MultiHeadAttention", [f(2, 5, 12), f(2, 3, 7, 4), f(2, 3, 7, 4), f(36)], [], {"num_heads": 3}, 18, 1),  # noqa: E501
+    *[("com.microsoft.MultiHeadAttention", [f(2, queries, 12), f(2, keys, 12), f(2, keys, 12), *more], [], {"num_heads": 3, "unidirectional": 1}, 18, 3 if more[3:] else 1)  # noqa: E501
+        for queries, keys in ((3, 5), (5, 3))
+        for more in ([], [None, PADDED[:, 1 : keys + 1]], [None, None, None, *CACHE])],
     *[("com.microsoft.RotaryEmbedding", [f(2, 5, 24), places], [np.cos(ANGLES)[:, :4], np.sin(ANGLES)[:, :4]], {}, 18, 1)  # noqa: E501
         for places in (i(2), random.integers(0, 9, (2, 5)))],
 ]  # fmt: skip
 
 REFUSED = [
-    ("com.microsoft.MultiHeadAttention", [f(2, 3, 12), f(2, 5, 12), f(2, 5, 12)], [], {"num_heads": 3, "unidirectional": 1}, 18, 1),  # noqa: E501
     ("MaxPool", [IMAGE], [], {"kernel_shape": [2, 2]}, 12, 2),
     ("AveragePool", [IMAGE], [], {"kernel_shape": [2, 2], "dilations": [2, 2]}, 19, 1),
     ("BatchNormalization", [IMAGE, f(6), f(6)], [f(6), f(6, low=0.5)], {"training_mode": 1}, 15, 1),
