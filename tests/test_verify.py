@@ -84,6 +84,20 @@ def test_weights_of_four_bits_are_zeroed_as_the_file_packs_them(graph):
     assert report.ok, str(report)
 
 
+def test_what_is_looked_up_and_then_rounded_is_zeroed_to_zero(graph):
+    """Experts' matrices are looked up as floats; the zero point behind the look-up is that of the activation."""
+    model = graph(
+        """(float[B, 12] x, int64[B] expert) => (float[B, 15] y) <float[3, 12, 14] up, float[3, 14, 15] down>
+        { s = Constant<value = float {0.01}>()  z = Constant<value = uint8 {120}>()  axes = Constant<value_ints = [1]>()
+          r = Gather(up, expert)  q = QuantizeLinear(r, s, z)  w = DequantizeLinear(q, s, z)
+          t = Gather(down, expert)  p = QuantizeLinear(t, s, z)  v = DequantizeLinear(p, s, z)
+          row = Unsqueeze(x, axes)  h = MatMul(row, w)  g = MatMul(h, v)  y = Squeeze(g, axes) }""",
+        opset=21,
+    )
+    report = verify(model)
+    assert report.ok, str(report)
+
+
 # inputs ---------------------------------------------------------------------------------------------------------
 
 

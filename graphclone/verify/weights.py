@@ -11,7 +11,7 @@ from onnx import TensorProto
 from graphclone.axes.contractions import REARRANGING, is_weight
 from graphclone.axes.typed import AxisTyping
 from graphclone.cut import Cut
-from graphclone.dtypes import pack
+from graphclone.dtypes import is_float, pack
 from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.precision import raised
@@ -150,7 +150,10 @@ ZERO_POINTS = {
 
 def _zero_point(node: gs.Node, slot: int) -> np.ndarray:
     """Return what stands for zero in an operand, to broadcast against it; what is looked up is dequantized behind."""
-    rank, moved = len(weight_of(node.inputs[slot]).shape), False
+    weight, moved = weight_of(node.inputs[slot]), False
+    if is_float(weight.onnx_dtype):
+        return np.zeros(())  # also where it is quantized behind, as what is looked up
+    rank = len(weight.shape)
     while node.op in REARRANGING and node.op != "DequantizeLinear" and node.outputs[0].outputs:
         tensor, moved = node.outputs[0], True
         node = tensor.outputs[0]
