@@ -1,6 +1,6 @@
 """Layout: which axes of a tensor are batch and sequence, so that padding can be left out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphclone.errors import InputError
@@ -44,8 +44,15 @@ class Scheme:
     batch: int | str | None
     masks: Masks
 
-    def fit(self, tensor: str, shape: Shape, axis: int, given: tuple[int | None, int | None] | None) -> Layout:
-        """Return the layout of a tensor of this shape.
+    def fit(
+        self,
+        tensor: str,
+        shape: Shape,
+        axis: int,
+        given: tuple[int | None, int | None] | None,
+        fixed: Collection[int] = (),
+    ) -> Layout:
+        """Return the layout of a tensor of this shape; fixed are axes whose size does not depend on the batch.
 
         Raises: InputError where the tensor has no such axis.
 
@@ -60,13 +67,14 @@ class Scheme:
         if given is not None:
             return self._given(shape, axis, given)
         rows = [index for index in range(rank) if index != axis]
-        first = next((index for index in rows if shape[index] == self.batch and self.batch is not None), None)
+        moving = [index for index in rows if index not in fixed]
+        first = next((index for index in moving if shape[index] == self.batch and self.batch is not None), None)
         for mask, (_, sequence) in self.masks.items():
             for index in rows if first is not None else ():
                 if index != first and shape[index] == sequence and sequence is not None:
                     return Layout(tuple(shape), axis, first, index, mask)
         for mask, size in self.masks.items():
-            for index in rows:
+            for index in moving:
                 if shape[index] in _products(*size):
                     return Layout(tuple(shape), axis, index, index, mask)
         return Layout(tuple(shape), axis, first)
@@ -87,12 +95,13 @@ def find_layout(
     declared: Shape | None,
     names: Scheme,
     sizes: Scheme,
-    measured: Callable[[str], tuple[int, ...]],
+    measured: Callable[[str], tuple[tuple[int, ...], Collection[int]]],
 ) -> Layout:
     """Return a layout by the names of sizes that the file declares, else by the sizes that a batch shows.
 
     names, sizes: what the batch and the masks are called, and how large they are in the first batch.
-    measured: returns the shape of a tensor in the first batch; it is asked only where names do not decide.
+    measured: returns the shape of a tensor in the first batch, and its axes whose size does not depend on the batch; it
+        is asked only where names do not decide.
     """
     if declared is not None and None not in declared:
         layout = names.fit(tensor, declared, axis, given)
@@ -100,7 +109,8 @@ def find_layout(
         decided = all(isinstance(declared[row], int) or declared[row] in known for row in layout.rows)
         if isinstance(layout.size, int) and (given is not None or layout.mask or decided):
             return layout
-    return sizes.fit(tensor, measured(tensor), axis, given)
+    shape, fixed = measured(tensor)
+    return sizes.fit(tensor, shape, axis, given, fixed)
 
 
 def _products(batch: int | str | None, sequence: int | str | None) -> tuple[int | str, ...]:

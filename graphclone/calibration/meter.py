@@ -1,5 +1,6 @@
 """Meter: one instrumented session, which turns a batch into the statistics of that batch."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -266,6 +267,17 @@ def _reference(model: Model, masks: Iterable[str]) -> str:
     return next(iter((*masks, *ranked, *specs)))
 
 
+def _two_batches(session, first: Batch, names: Scheme, sizes: Scheme) -> list[list[np.ndarray]]:
+    """Return what a session gives for the first batch, and for its first sample where the model takes other batches."""
+    found = [run_session(session, first.feeds, first.where)]
+    if isinstance(names.batch, int) or sizes.batch == 1:
+        return found
+    one = {name: value[:1] if value.shape[:1] == (sizes.batch,) else value for name, value in first.feeds.items()}
+    with contextlib.suppress(InputError):  # some graphs take no batch of one
+        found.append(run_session(session, one, first.where))
+    return found
+
+
 def _layouts(
     model: Model, question: Question, first: Batch, reference: str
 ) -> tuple[dict[Tap, Layout], dict[Span, tuple[Layout, Layout]], dict[Moment, Layout]]:
@@ -280,15 +292,18 @@ def _layouts(
     for place in places:
         if place.tensor not in tensors:
             raise InputError(f"cannot measure '{place.tensor}': the graph has no such tensor outside its subgraphs")
-    measured: dict[str, tuple[int, ...]] = {}
+    measured: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
-    def measure(tensor: str) -> tuple[int, ...]:
+    def measure(tensor: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if not measured:
             probe, outputs = shape_outputs(model, {place.tensor for place in places})
             session = open_session(probe, provider=question.provider, threads=question.threads)
             order = [item.name for item in session.get_outputs()]
-            found = dict(zip(order, run_session(session, first.feeds, first.where), strict=True))
-            measured.update({name: tuple(map(int, found[output])) for name, output in outputs.items()})
+            runs = [dict(zip(order, shapes, strict=True)) for shapes in _two_batches(session, first, names, sizes)]
+            for name, output in outputs.items():
+                shape, other = (tuple(map(int, run[output])) for run in (runs[0], runs[-1]))
+                alike = tuple(axis for axis in range(len(shape)) if shape[axis] == other[axis])
+                measured[name] = shape, alike if len(runs) > 1 else ()
         return measured[tensor]
 
     def fit(place: Wanted) -> Layout:

@@ -319,3 +319,16 @@ def test_the_bar_says_where_it_runs_and_how_far_it_is(attention, samples, capsys
     measure(attention(), samples, [Tap("x0")], provider="cpu")
     shown = capsys.readouterr().err
     assert "calibrating on CPU" in shown and "1/1 batches" in shown and "samples/s" in shown
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (3, 2)])
+def test_a_window_as_long_as_the_batch_is_no_batch(graph, activations, sizes):
+    """Windows of an image stand in front of their tokens; the file does not say how large any of these sizes is."""
+    model = graph("""(float[B, 4, 6] x) => (float[B, 4, 7] y) <float[6, 5] w, float[5, 7] v, int64[3] apart = {-1, 2, 6},
+        int64[3] together = {-1, 4, 7}>
+        { windows = Reshape(x, apart)  h = MatMul(windows, w)  out = MatMul(h, v)  y = Reshape(out, together) }""")
+    random = np.random.default_rng(0)
+    batches = [{"x": random.standard_normal((size, 4, 6)).astype(np.float32)} for size in sizes]
+    stats = quiet(model, batches, [Tap("h", 2)])
+    rows = [activations(model, feeds, "h")[0].reshape(-1, 5) for feeds in batches]
+    check_tap(stats, Tap("h", 2), np.concatenate(rows))
