@@ -130,7 +130,7 @@ def _side_by_side(flow: Flow, half: Half) -> tuple[Half, ...]:
     """Return attention and feed-forward of a half block that runs both on the same input (GPT-J, GPT-NeoX, Falcon)."""
     if half.kind != "attention":
         return ()
-    inside, clean = set(half.nodes), {half.entry}
+    clean = {half.entry}
     for i in half.nodes:
         if flow.contractions[i] is None and all(name in clean for name in flow.inputs_of(i)) and flow.inputs_of(i):
             clean.update(flow.outputs_of(i))
@@ -138,16 +138,15 @@ def _side_by_side(flow: Flow, half: Half) -> tuple[Half, ...]:
     waiting = [half.exit]
     while waiting:
         name = waiting.pop()
-        step = flow.order.get(name)
-        if step not in inside or not _is_sum(flow, step):
+        step = _sum_behind(flow, half, name)
+        if step is None:
             continue
-        first, second = flow.inputs_of(step)
+        first, second = _summands(flow, half, step)
         for branch, other in ((first, second), (second, first)):
-            producer = flow.order.get(branch)
-            if producer in inside and _is_sum(flow, producer):
+            if _sum_behind(flow, half, branch) is not None:
                 waiting.append(branch)
             elif branch not in clean:
-                if flow.nodes[step].op.type != "Add":  # its norm reads the sum without giving it a name
+                if is_fused_sum(flow.nodes[step].op.node):  # its norm reads the sum without giving it a name
                     return ()
                 nodes = tuple(sorted(flow.between(half.entry, branch)))
                 mixes = attention_nodes(flow.nodes, flow.contractions, nodes)
@@ -156,11 +155,24 @@ def _side_by_side(flow: Flow, half: Half) -> tuple[Half, ...]:
     return tuple(found) if [branch.kind for branch in found] == ["attention", "ffn"] else ()
 
 
-def _is_sum(flow: Flow, step: int) -> bool:
-    """Tell whether a step adds two activations: a place where branches join, no bias."""
-    node = flow.nodes[step].op
-    adds = node.type == "Add" or (is_fused_sum(node.node) and flow.outputs_of(step) == [node.node.outputs[3].name])
-    return adds and len(flow.inputs_of(step)) == 2
+def _sum_behind(flow: Flow, half: Half, name: str) -> int | None:
+    """Return the step of a half block that adds two activations up to a tensor, rounded since or not; no bias."""
+    step = flow.order.get(name)
+    while step in half.nodes and flow.nodes[step].op.type in ("QuantizeLinear", "DequantizeLinear"):
+        step = flow.order.get(flow.inputs_of(step)[0])
+    if step not in half.nodes:
+        return None
+    op = flow.nodes[step].op
+    adds = op.real_type == "Add" or (is_fused_sum(op.node) and flow.outputs_of(step) == [op.node.outputs[3].name])
+    return step if adds and len(_summands(flow, half, step)) == 2 else None
+
+
+def _summands(flow: Flow, half: Half, step: int) -> list[str]:
+    """Return the activations that a step adds up, as real numbers: whole ones have scales of their own."""
+    found = [name for name in flow.inputs_of(step) if name == half.entry or flow.order.get(name) in half.nodes]
+    real = {name: flow.inputs_of(flow.order[name])[0] for name in found if flow.is_quantized(name)}
+    found = [real.get(name, name) for name in found]
+    return [] if any(name in flow.rounded for name in found) else found
 
 
 def _all_halves(flow: Flow, root: str) -> list[Half]:

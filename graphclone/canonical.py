@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphclone.graphs import subgraphs, walk
+from graphclone.weights import weight_of
+from graphclone.whole_numbers import plain_of
 
 FUSED_SUMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 SUM = 3
 MATRIX_PRODUCTS = ("Gemm", "MatMul")
+QUANTIZING = ("QuantizeLinear", "DynamicQuantizeLinear")
+MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 
 
 def make_explicit(graph: gs.Graph) -> None:
@@ -16,6 +21,7 @@ def make_explicit(graph: gs.Graph) -> None:
     name_fused_sums(graph)
     for scope in walk(graph):
         restore_flat_states(scope)
+        show_real_states(scope)
 
 
 def name_fused_sums(graph: gs.Graph) -> None:
@@ -96,3 +102,75 @@ def _nodes_above(node: gs.Node) -> set[int]:
                     found.add(id(producer))
                     waiting.append(producer)
     return found
+
+
+def show_real_states(graph: gs.Graph) -> None:
+    """Let a stream that operators on whole numbers add to be real between them: dequantized, and quantized again.
+
+    The norm behind such a sum (QLinearAdd) reads it as real numbers, the next sum reads it in whole ones by the same
+    scale: no tensor is what both read. Now both read the real one; the whole numbers that are made of it again are the
+    same numbers. So it is with what the sums add up, where branches that run side by side join.
+    """
+    made = {id(tensor): node for node in graph.nodes for tensor in node.outputs}
+    shown: dict[int, Sequence[gs.Tensor]] = {}  # scale and zero point, by the id of what is shown
+    waiting = [node for node in graph.nodes if _joins(node) and _is_read_as_real(node.outputs[0])]
+    while waiting:
+        node = waiting.pop()
+        plain = plain_of(node.op, node.domain, node.attrs)
+        shown[id(node.outputs[0])] = node.inputs[plain.result : plain.result + 2]
+        for slot in plain.given:
+            operand = node.inputs[slot]
+            producer = made.get(id(operand))
+            if producer is None or id(operand) in shown or producer.op in QUANTIZING:
+                continue
+            if _joins(producer):
+                waiting.append(producer)
+            else:
+                shown[id(operand)] = node.inputs[slot + 1 : slot + 3]
+    order: list[gs.Node] = []
+    for node in graph.nodes:
+        order.append(node)
+        for tensor in node.outputs:
+            if id(tensor) in shown:
+                order += _real_and_whole(tensor, shown[id(tensor)], made)
+    graph.nodes[:] = [node for node in order if node.outputs]
+
+
+def _joins(node: gs.Node) -> bool:
+    """Tell whether a node adds two activations that are whole numbers, by stored scales."""
+    plain = plain_of(node.op, node.domain, node.attrs)
+    if plain is None or plain.type != "Add" or not all(node.inputs[slot].inputs for slot in plain.given):
+        return False
+    steps = [node.inputs[slot : slot + 2] for slot in (*(slot + 1 for slot in plain.given), plain.result)]
+    stored = all(isinstance(tensor, gs.Constant) for step in steps for tensor in step)
+    return stored and all(weight_of(scale).dtype == np.float32 for scale, _ in steps)
+
+
+def _is_read_as_real(tensor: gs.Tensor) -> bool:
+    """Tell whether a tensor, moved or not, is dequantized for more than its shape."""
+    for reader in tensor.outputs:
+        given = reader.outputs[0]
+        if reader.op == "DequantizeLinear" and any(each.op not in ("Shape", "Size") for each in given.outputs):
+            return True
+        if reader.op in MOVING and reader.inputs[0] is tensor and _is_read_as_real(given):
+            return True
+    return False
+
+
+def _real_and_whole(tensor: gs.Tensor, step: Sequence[gs.Tensor], made: dict[int, gs.Node]) -> list[gs.Node]:
+    """Return what makes a tensor real, in the place of what did so, and whole again for all that read it."""
+    real, name = gs.Variable(f"{tensor.name}_real", np.float32, tensor.shape), f"{tensor.name}_real"
+    for reader in tensor.outputs:
+        if reader.op == "DequantizeLinear" and reader.inputs[1] is step[0] and id(reader.outputs[0]) in made:
+            real, name = reader.outputs[0], reader.name
+            reader.inputs.clear()
+            reader.outputs.clear()
+            break
+    whole = gs.Variable(f"{tensor.name}_again", tensor.dtype, tensor.shape)
+    for reader in list(tensor.outputs):
+        for slot in [slot for slot, read in enumerate(reader.inputs) if read is tensor]:
+            reader.inputs[slot] = whole
+    return [
+        gs.Node("DequantizeLinear", name, {}, [tensor, *step], [real]),
+        gs.Node("QuantizeLinear", whole.name, {}, [real, *step], [whole]),
+    ]

@@ -71,23 +71,23 @@ class Flow:
             self.reads.append(inputs)
             self.gives.append(outputs)
 
-    def _find_rounded(self) -> tuple[set[str], set[str]]:
+    def _find_rounded(self) -> tuple[set[str], dict[str, str]]:
         """Return the activations that hold whole numbers to a scale of their own (none can stand in for another), and
-        those of them that were real before."""
+        what those of them that were real before were then."""
         found: set[str] = set()
-        before: set[str] = set()
+        before: dict[str, str] = {}
         for i, node in enumerate(self.nodes):
             given = self.gives[i][:1] if node.op.type == "DynamicQuantizeLinear" else self.gives[i]
             if node.op.type in ROUNDING:
                 found.update(given)
-                before.update(given)
+                before.update((name, self.reads[i][0]) for name in given if self.reads[i])
             elif plain_of(node.op.type, node.op.domain, node.op.node.attrs):
                 found.update(given)
             elif node.op.type in REAL_AGAIN:
                 continue
             elif any(name in found for name in self.reads[i]):
                 found.update(given)
-                before.update(given if any(name in before for name in self.reads[i]) else ())
+                before.update((name, before[read]) for name in given for read in self.reads[i] if read in before)
             elif node.op.type in REARRANGING and _reads_few_bits(node):
                 found.update(given)
         return found, before
@@ -185,13 +185,18 @@ class Flow:
         shape = tuple(axis.size for axis in axes)
         return (shape, tuple(id(a) if free_leaves(a) else a.size[0] for a in static)) if static else None
 
+    def is_quantized(self, name: str) -> bool:
+        """Tell whether a tensor is another one in whole numbers."""
+        return name in self.order and self.nodes[self.order[name]].op.type == "QuantizeLinear"
+
     def is_renamed(self, name: str) -> bool:
         """Tell whether a tensor is another one under a new name, or of another type."""
         if name not in self.order:
             return False
         step = self.order[name]
         if self.nodes[step].op.type == "DequantizeLinear":
-            return any(read in self.real_before for read in self.reads[step])
+            sources = [self.real_before[read] for read in self.reads[step] if read in self.real_before]
+            return any(self.stream_type(source) == self.stream_type(name) for source in sources)
         return self.nodes[step].op.type in RENAMING
 
     def between(self, entry: str, exit: str) -> tuple[int, ...]:
@@ -254,7 +259,7 @@ def attention_nodes(
             elif _mixes_positions(contraction):
                 linear.append(i)
             scores.update(id(find(axis)) for axis in node.outputs[0] or ())
-        elif node.op.type == "Softmax" and node.outputs[0]:
+        elif node.op.real_type == "Softmax" and node.outputs[0]:
             axis = find(node.outputs[0][node.op.axis(len(node.outputs[0]), -1)])
             parts = (axis, *axis.parts) if axis.kind == "sum" else (axis,)  # a sink stands beside the scores
             normalised.update(id(find(part)) for part in parts if id(find(part)) in scores)

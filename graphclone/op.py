@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphclone.whole_numbers import plain_of
+
 Values = tuple[np.ndarray, ...]
 
 STANDARD_DOMAINS = ("", "ai.onnx", None)
@@ -48,6 +50,12 @@ class Op:
     @property
     def domain(self) -> str:
         return "" if self.node.domain in STANDARD_DOMAINS else self.node.domain
+
+    @property
+    def real_type(self) -> str:
+        """Return the type, or for an operator on whole numbers that of the float operator it stands for."""
+        plain = plain_of(self.type, self.domain, self.node.attrs)
+        return plain.type if plain else self.type
 
     @property
     def where(self) -> str:

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis
 from graphclone.axes.axis import Axis, find, is_static, leaves
-from graphclone.axes.contractions import Contraction, contraction_of, derives_from_constant
+from graphclone.axes.contractions import SECOND_OPERAND, Contraction, contraction_of, derives_from_constant
 from graphclone.axes.typed import TypedNode
 from graphclone.calibration.taps import Span, Tap
 from graphclone.dimensions import Dimension, axis_key
@@ -160,7 +160,9 @@ class _Finder:
 
     def _contracted(self, index: int, atoms: set[int]) -> list[Reading]:
         node, contraction = self.nodes[index], self.contractions[index]
-        slots = [contraction.activation] if contraction.weight is not None else [0, 1]
+        slots = [contraction.activation]
+        if contraction.weight is None:
+            slots = [0, SECOND_OPERAND.get(node.op.type, 1)]
         found = []
         for slot in slots:
             tensor, axes = node.op.node.inputs[slot], node.op.axes[slot]
@@ -189,7 +191,7 @@ class _Finder:
             for tensor, axes in zip(node.op.node.outputs, node.outputs, strict=False):
                 for i, axis in enumerate(axes or ()):
                     if is_static(axis) and atoms & {id(leaf) for leaf in leaves(axis)} and node.op.type not in INTEGER:
-                        carriers.append((node.op.type != "Softmax", Reading(Tap(tensor.name, i), axis)))
+                        carriers.append((node.op.real_type != "Softmax", Reading(Tap(tensor.name, i), axis)))
         return (min(carriers, key=lambda item: item[0])[1],) if carriers else ()
 
 

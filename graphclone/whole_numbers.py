@@ -1,6 +1,9 @@
-"""Which float operator an operator on whole numbers stands for, between two changes of scale."""
+"""Which float operator an operator on whole numbers stands for, between two changes of scale, and what they are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,44 @@ def plain_of(kind: str, domain: str | None, attributes: dict) -> Plain | None:
     ):
         return None
     return PLAIN.get(kind)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one whole number is worth: a scale, a zero point (or none), and the axis they lie along, if any."""
+
+    scale: gs.Tensor
+    zero: gs.Tensor | None
+    axis: int | None = None
+
+
+def step_of(tensor: gs.Tensor) -> Step | None:
+    """Return the step of a tensor of whole numbers, as what reads or makes it names it; None where nothing does.
+
+    Example:
+        step_of(dequantize.inputs[0]).scale is dequantize.inputs[1]
+    """
+    for reader in tensor.outputs:
+        if reader.op == "DequantizeLinear" and reader.inputs[0] is tensor:
+            return _step(reader.inputs[1:3], reader.attrs.get("axis"))
+        plain = plain_of(reader.op, reader.domain, reader.attrs)
+        for slot in plain.operands(len(reader.inputs)) if plain else ():
+            if reader.inputs[slot] is tensor:
+                return _step(reader.inputs[slot + 1 : slot + 3], scales_axis(reader.op, slot, reader.attrs))
+    for producer in tensor.inputs:
+        plain = plain_of(producer.op, producer.domain, producer.attrs)
+        if plain and plain.result < len(producer.inputs) and not producer.inputs[plain.result].is_empty():
+            return _step(producer.inputs[plain.result : plain.result + 2], None)
+        if producer.op == "QuantizeLinear":
+            return _step(producer.inputs[1:3], producer.attrs.get("axis"))
+        if producer.op == "DynamicQuantizeLinear" and producer.outputs[0] is tensor:
+            return _step(producer.outputs[1:3], None)
+    return None
+
+
+def _step(parts: Sequence[gs.Tensor], axis: int | None) -> Step:
+    scale, zero = (*parts, None)[:2]
+    return Step(scale, None if zero is None or zero.is_empty() else zero, axis)
 
 
 def scales_axis(kind: str, slot: int, attributes: dict) -> int | None:

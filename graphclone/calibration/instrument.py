@@ -20,6 +20,7 @@ from graphclone.calibration.layout import Layout
 from graphclone.calibration.taps import Moment, Span, Tap
 from graphclone.model import Model
 from graphclone.weights import Weight
+from graphclone.whole_numbers import step_of
 
 PREFIX = "graphclone."
 SAMPLES = PREFIX + "samples"
@@ -236,7 +237,7 @@ class _Writer:
         key = ("rows", name, layout.axis)
         if key in self._made:
             return self._made[key]
-        tensor = self.tensors[name]
+        tensor = self._real(self.tensors[name])
         is_float32 = tensor.dtype == np.float32
         if layout.axis != layout.rank - 1:
             tensor = self._once("Transpose", tensor, perm=[*layout.rows, layout.axis])
@@ -254,6 +255,16 @@ class _Writer:
             tensor.dtype, tensor.shape = np.dtype(np.float32), [f"{self._weights(place).name}.rows", layout.size]
         self._made[key] = tensor
         return tensor
+
+    def _real(self, tensor: gs.Tensor) -> gs.Tensor:
+        """Return the numbers that a tensor of whole ones stands for; any other is its own."""
+        step = step_of(tensor)
+        if step is None:
+            return tensor
+        parts = [tensor, step.scale] if step.zero is None else [tensor, step.scale, step.zero]
+        real = self._once("DequantizeLinear", *parts, **({} if step.axis is None else {"axis": step.axis}))
+        real.dtype = step.scale.dtype
+        return real
 
     def _weights(self, place: Place) -> gs.Variable:
         """Return what the rows of a tensor count, as fp32 [1, rows]."""

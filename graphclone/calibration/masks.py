@@ -9,6 +9,7 @@ from graphclone.calibration.limits import index_limits
 from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.weights import weight_of
+from graphclone.whole_numbers import plain_of, step_of
 
 ATTENTION = {
     "Attention", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention", "LongformerAttention", "MultiHeadAttention",
@@ -18,7 +19,7 @@ SOFTMAX = {"Exp", "LogSoftmax", "Softmax"}
 CONTRACTIONS = {"Conv", "Einsum", "Gemm", "MatMul"}
 ENDS = CONTRACTIONS | {"LayerNormalization", "RMSNormalization", "RotaryEmbedding", "Shape", "Size"}
 NO_MASK = {"Cos", "OneHot", "Sin"}
-FILLS = {"Cast", "CastLike", "Expand", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
+FILLS = {"Cast", "CastLike", "Expand", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 def mask_inputs(model: Model) -> tuple[str, ...]:
@@ -98,41 +99,50 @@ def _effect(tensor: gs.Tensor) -> int | None:
     while waiting:
         current, sign = waiting.pop(0)
         for node in current.outputs:
-            if node.op in NO_MASK:
+            kind, operands = _operation(node)
+            if kind in NO_MASK:
                 return None
-            if effect is None and (node.op in SOFTMAX or node.op in ATTENTION):
+            if effect is None and (kind in SOFTMAX or kind in ATTENTION):
                 effect = sign
-            is_index = node.op == "Gather" and node.inputs[0] is not current
-            if node.op in SOFTMAX or node.op in ATTENTION or node.op in ENDS or is_index:
+            is_index = kind == "Gather" and node.inputs[0] is not current
+            if kind in SOFTMAX or kind in ATTENTION or kind in ENDS or is_index:
                 continue
-            slot = next(i for i, item in enumerate(node.inputs) if item is current)
+            slot = next(i for i, item in enumerate(operands) if item is current)
             fresh = [item for item in node.outputs if item.name not in seen]
             seen.update(item.name for item in fresh)
-            waiting.extend((item, sign * _turn(node, slot)) for item in fresh)
+            waiting.extend((item, sign * _turn(kind, operands, slot)) for item in fresh)
     return effect
 
 
-def _turn(node: gs.Node, slot: int) -> int:
-    """Return -1 where a node's output falls as its input in that slot rises, else 1."""
-    other = _filled_with(node.inputs[1 - slot]) if len(node.inputs) == 2 else None
-    if node.op in ("Not", "Neg"):
+def _operation(node: gs.Node) -> tuple[str, Sequence[gs.Tensor]]:
+    """Return a node's type and inputs, or of one on whole numbers the float operator's and its operands."""
+    plain = plain_of(node.op, node.domain, node.attrs)
+    if plain is None:
+        return node.op, node.inputs
+    return plain.type, [node.inputs[slot] for slot in plain.operands(len(node.inputs))]
+
+
+def _turn(kind: str, operands: Sequence[gs.Tensor], slot: int) -> int:
+    """Return -1 where an operator's output falls as its operand in that slot rises, else 1."""
+    other = _filled_with(operands[1 - slot]) if len(operands) == 2 else None
+    if kind in ("Not", "Neg"):
         return -1
-    if node.op == "Equal":
+    if kind == "Equal":
         return -1 if other == 0 else 1
-    if node.op in ("Less", "LessOrEqual"):
+    if kind in ("Less", "LessOrEqual"):
         return -1 if slot == 0 else 1
-    if node.op in ("Greater", "GreaterOrEqual", "Sub"):
+    if kind in ("Greater", "GreaterOrEqual", "Sub"):
         return -1 if slot == 1 else 1
-    if node.op in ("Mul", "Div"):
+    if kind in ("Mul", "Div"):
         return -1 if other is not None and other < 0 else 1
-    if node.op == "Where" and slot == 0:
-        chosen, rest = (_filled_with(tensor) for tensor in node.inputs[1:])
+    if kind == "Where" and slot == 0:
+        chosen, rest = (_filled_with(tensor) for tensor in operands[1:])
         return -1 if (0 if chosen is None else chosen) < (0 if rest is None else rest) else 1
     return 1
 
 
 def _filled_with(tensor: gs.Tensor) -> float | None:
-    """Return the one number that a tensor is filled with, as far as the graph says."""
+    """Return the one number that a tensor is filled with, as far as the graph says; in steps of its scale, if any."""
     for _ in range(8):
         if isinstance(tensor, gs.Constant):
             break
@@ -143,5 +153,10 @@ def _filled_with(tensor: gs.Tensor) -> float | None:
             value = node.attrs.get("value")
             return float(np.ravel(0.0 if value is None else getattr(value, "values", value))[0])
         tensor = node.inputs[0]
-    weight = weight_of(tensor) if isinstance(tensor, gs.Constant) else None
-    return float(np.ravel(weight.load())[0]) if weight is not None and weight.size == 1 else None
+    if not isinstance(tensor, gs.Constant) or weight_of(tensor).size != 1:
+        return None
+    step = step_of(tensor)
+    zero = step.zero if step and isinstance(step.zero, gs.Constant) else None
+    parts = [tensor] if zero is None else [tensor, zero]
+    value, *offset = (float(np.ravel(weight_of(part).load())[0]) for part in parts)
+    return value - sum(offset)

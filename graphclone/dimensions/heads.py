@@ -97,7 +97,7 @@ def _other_heads(
     values = _unlike(carriers.carried(static_parts(mix.shared)), heads)
     known, mixed = [*heads, *values, *(nodes[before].outputs[0] or ())], []
     for i in within:
-        if before < i < index and nodes[i].op.type == "Softmax":
+        if before < i < index and nodes[i].op.real_type == "Softmax":
             mixed = _widths(nodes[i].outputs[0], known, carriers)
     return [("mixed_heads", axis) for axis in mixed[:1]] + [("v_heads", axis) for axis in values[:1]]
 
