@@ -108,7 +108,7 @@ def classify(program: Program, names: Names) -> None:
             continue
         reading = users.get(value, [])
         trainable, unsure = _trainable(value, reading, names, users)
-        if value.weight.size == 1 and value not in smooth and names.kind(value.name) is None:
+        if value not in smooth and names.kind(value.name) is None:
             trainable, unsure = False, ""
         for part, path, aliases in _split(value, reading, trainable, names):
             part.parameter = Stored(
@@ -128,8 +128,13 @@ def classify(program: Program, names: Names) -> None:
 
 
 def _smooth(program: Program) -> set[Value]:
-    """Return the values that some output depends on smoothly: not only through comparisons or rounding to integers."""
+    """Return the values that some output depends on smoothly: not only through comparisons or rounding to integers.
+
+    All values, where every output is an integer: then none can be trained by, and nothing tells them apart.
+    """
     found = set(program.outputs)
+    if not any(each.dtype is None or each.dtype.is_floating_point for each in found):
+        return set(program.values())
     for op in reversed(program.ops):
         if any(each in found and (each.dtype is None or each.dtype.is_floating_point) for each in op.outputs):
             found.update(each for each in op.inputs if each is not None)
