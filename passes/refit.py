@@ -123,8 +123,10 @@ class _Refitting:
         nodes = self.analysis.typing.nodes
         found = find_linears(self.analysis, parent, plan.untie)
         found = [n for n in found if nodes[n.number].op.node.outputs[0].name in left]
-        self.linears = [n for n in found if n.x in main and n.y in main]
-        self.inner = [(n.where, "it runs in a branch or a loop") for n in found if n not in self.linears]
+        self.inner = [(n.where, "it runs in a branch or a loop") for n in found if not {n.x, n.y} <= main]
+        found = [n for n in found if {n.x, n.y} <= main]
+        self.linears = [n for n in found if not self._cuts_rows(n)]
+        self.inner += [(n.where, "the cut takes away rows of its input") for n in found if n not in self.linears]
         self.stacks = [stack for stack in self.analysis.stacks if set(stack.points) <= main]
         provider = resolve_provider(context.provider)
         parent = runnable(parent, provider)
@@ -142,6 +144,12 @@ class _Refitting:
         self.slices: list[tuple[str, str]] = []
         self.errors: list[Solution] = []
         self.logits = self._logits()
+
+    def _cuts_rows(self, linear: Linear) -> bool:
+        """Tell whether parent and child differ in what an operator is applied to, as where a Mixer mixes tokens."""
+        axes = self.analysis.typing.nodes[linear.number].op.axes[0]
+        rows = (axes[0], *axes[2:]) if linear.window is not None else axes[: -len(linear.inner)]
+        return any(self.cut.picks(axis) is not None or axis_key(axis) in self.context.bases for axis in rows)
 
     def _cut(self, onto: Model, plan: Plan) -> Model:
         return carry_out(self.cut, self.context.parent, self.analysis, plan, onto=onto, renumber=False)

@@ -166,6 +166,25 @@ def test_untying_under_a_name_that_is_taken_is_refused(make):
         apply(make(tied=True), Plan(untie={"embed": "last.gain"}))
 
 
+def test_what_mixes_rows_that_the_cut_takes_away_stays_a_slice(graph, run_pipeline):
+    """A Mixer mixes tokens channel by channel: where the parent has 8 of these, the child has 5."""
+    blocks = "".join(
+        f"a{i} = Transpose <perm = [0, 2, 1]> (x{i})  b{i} = MatMul(a{i}, s{i})  c{i} = MatMul(b{i}, t{i}) "
+        f"d{i} = Transpose <perm = [0, 2, 1]> (c{i})  m{i} = Add(x{i}, d{i})  e{i} = MatMul(m{i}, u{i}) "
+        f"f{i} = Relu(e{i})  g{i} = MatMul(f{i}, v{i})  x{i + 1} = Add(m{i}, g{i}) "
+        for i in range(2)
+    )
+    weights = ", ".join(f"float[4, 6] s{i}, float[6, 4] t{i}, float[8, 9] u{i}, float[9, 8] v{i}" for i in range(2))
+    model = graph(f"(float[B, 4, 3] x) => (float[B, 4, 7] y) <float[3, 8] i, float[8, 7] o, {weights}> "
+                  f"{{ x0 = MatMul(x, i)  {blocks} y = MatMul(x2, o) }}")  # fmt: skip
+    random = np.random.default_rng(0)
+    data = [{"x": random.standard_normal((3, 4, 3)).astype(np.float32)} for _ in range(4)]
+    result = run_pipeline("width{hidden=5 by=uniform},refit", model, data)
+    (note,) = (note for note in result.notes if "left alone" in note)
+    assert "4 operators" in note and "the cut takes away rows of its input" in note
+    assert verify(result.child).ok
+
+
 def test_a_single_batch_is_told(make, samples, run_pipeline):
     result = run_pipeline(f"{CUT},refit", make(), samples[:1])
     assert any("none is held out" in note for note in result.notes)
