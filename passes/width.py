@@ -30,8 +30,9 @@ UNMEASURED = ("first", "uniform", "random")
 class Width:
     """Keep the most important indices of each dimension that has a target size.
 
-    hidden, ffn, heads, kv_heads, head_dim: a number, {stack: number}, or (but for hidden) a list with one entry per
-    kept block. `heads` alone keeps the queries per KV head, and so does `kv_heads` alone; both set them.
+    hidden, ffn, heads, kv_heads, head_dim: a number, {stack: number}, or a list with one entry per kept block; for
+    hidden one per stage, where the stream's width changes or begins anew. `heads` alone keeps the queries per KV head,
+    and so does `kv_heads` alone; both set them.
     by: mean_abs (mean |activation|: arXiv 2312.09299, section 4.1), l2, variance, output_aware, obs (chosen together, by
     second moments: see `passes/obs.py`), first, uniform, random.
     keep_heads: leave widths outside the blocks alone that equal hidden (a pooler, a transform before the head).
@@ -83,17 +84,22 @@ class Width:
             if wanted:
                 _block_targets(f"{stack.prefix}blocks.{index}.", wanted, context, targets)
 
-    def _hidden(self, stack: Stack, target: object, context: Context, targets: dict) -> None:
-        if isinstance(target, tuple):
-            raise CutError("hidden is one width for the whole stream; give a number")
-        dimension = context.analysis.dimension(f"{stack.prefix}hidden")
-        _set(targets, dimension, target, "hidden")
-        if self.keep_heads:
+    def _hidden(self, stack: Stack, target: int | tuple[int, ...], context: Context, targets: dict) -> None:
+        name = re.escape(f"{stack.prefix}hidden")
+        stages = [d for d in context.analysis.dimensions if any(re.fullmatch(rf"{name}(_\d+)?", n) for n in d.names)]
+        sizes = target if isinstance(target, tuple) else (target,) * len(stages)
+        if len({d.size for d in stages}) > 1 and isinstance(target, int) or len(sizes) != len(stages):
+            listed = ", ".join(str(d.size) for d in stages)
+            wanted = "a list with one size for each stage" if len(stages) > 1 else "a number: it is one width"
+            raise CutError(f"hidden: the stream has {listed}; give {wanted}")
+        for dimension, size in zip(stages, sizes, strict=True):
+            _set(targets, dimension, size, dimension.name)
+        if self.keep_heads or len(stages) > 1:
             return
         for other in context.analysis.dimensions:
-            alike = other.role == "free" and not other.blocks and other.size == dimension.size
+            alike = other.role == "free" and not other.blocks and other.size == stages[0].size
             if alike and not other.locked and other.name not in targets:
-                _set(targets, other, target, "hidden")
+                _set(targets, other, sizes[0], "hidden")
                 context.notes.append(
                     f"'{other.name}' ({other.size}) equals hidden and is cut with it; --keep-heads leaves it"
                 )

@@ -15,7 +15,7 @@ TARGETS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "layers", "blocks")
 @click.option("-o", "--output", metavar="OUT", type=options.FILE, help="The child (.onnx).")
 @options.data
 @options.stats
-@click.option("--hidden", type=Target(lists=False), help="Width of the residual stream.")
+@click.option("--hidden", type=Target(), help="Width of the residual stream; a list has one entry per stage.")
 @click.option("--ffn", type=Target(), help="Width of each feed-forward.")
 @click.option("--heads", type=Target(), help="Attention heads; keeps the queries per KV head.")
 @click.option("--kv-heads", type=Target(), help="KV heads; with --heads sets the queries per KV head.")

@@ -49,3 +49,29 @@ def test_pairs_that_stand_before_what_is_not_turned_are_cut_in_proportion():
     counts = allocate(total((fixed, product((total((one, other)), pair)))), 7)
     assert (counts[id(fixed)], counts[id(pair)]) == (3, 2)
     assert allocate(total((fixed, product((total((one, other)), pair)))), 6) is None
+
+
+def in_stages(width: int) -> str:
+    """Return a stream of two stages, of width 12 and this one: a matrix makes it anew, as in a Swin or a U-ViT."""
+
+    def blocks(x: str, size: int, first: int) -> tuple[str, str]:
+        places = range(first, first + 2)
+        lines = [f"h{n} = MatMul({x if n == first else f'y{n - 1}'}, up{n})  t{n} = Relu(h{n})  d{n} = MatMul(t{n}, down{n}) "
+                 f"y{n} = Add({x if n == first else f'y{n - 1}'}, d{n}) " for n in places]  # fmt: skip
+        return "".join(lines), ", ".join(f"float[{size}, 64] up{n}, float[64, {size}] down{n}" for n in places)
+
+    (early, these), (late, those) = blocks("x0", 12, 0), blocks("m", width, 2)
+    return f"""(float[B, S, 3] x) => (float[B, S, 3] y) <float[3, 12] i, float[{width}, 3] o, float[12, {width}] j, {these},
+        {those}> {{ x0 = MatMul(x, i) {early} m = MatMul(y1, j) {late} y = MatMul(y3, o) }}"""
+
+
+@pytest.mark.parametrize(("width", "sizes", "kept"), [(12, "6", [6, 6]), (12, "[7,5]", [7, 5]), (9, "[7,5]", [7, 5])])
+def test_a_stream_that_begins_anew_has_a_width_for_each_stage(graph, width, sizes, kept):
+    plan = Pipeline.parse(f"width{{hidden={sizes} by=first}}").plan(graph(in_stages(width)))
+    assert {name: len(found) for name, found in plan.keep.items()} == {"hidden_0": kept[0], "hidden_1": kept[1]}
+
+
+@pytest.mark.parametrize("sizes", ["6", "[6,5,4]"])
+def test_stages_of_several_widths_take_one_size_each(graph, sizes):
+    with pytest.raises(CutError, match="hidden: the stream has 12, 9; give a list with one size for each stage"):
+        Pipeline.parse(f"width{{hidden={sizes} by=first}}").plan(graph(in_stages(9)))
