@@ -57,11 +57,12 @@ def _activated(op: Op, result: Code, given: Sequence[float]) -> Code:
 
 @rule("FusedMatMul", domain="com.microsoft")
 def fused_matmul(op: Op) -> Code:
-    if op.attribute("transBatchA", 0) or op.attribute("transBatchB", 0):
-        raise Unsupported("transBatchA and transBatchB have no PyTorch counterpart")
-    left = Code("{}.mT", op[0]) if op.attribute("transA", 0) else op[0]
-    right = Code("{}.mT", op[1]) if op.attribute("transB", 0) else op[1]
-    return scaled(Code("({} @ {})", left, right), float(op.attribute("alpha", 1.0)))
+    """Multiply matrices; transBatch means that the rows are the first axis, before those of the batch."""
+    operands = []
+    for each, letter in zip(op.inputs, "AB", strict=True):
+        each = Code("{}.movedim(0, -2)", each) if op.attribute(f"transBatch{letter}", 0) else each
+        operands.append(Code("{}.mT", each) if op.attribute(f"trans{letter}", 0) else each)
+    return scaled(Code("({} @ {})", *operands), float(op.attribute("alpha", 1.0)))
 
 
 def scaled(code: Code, factor: float) -> Code:

@@ -9,6 +9,7 @@ import torch
 from graphclone.model import Model
 from graphclone.pytorch import attention_idioms, layout_idioms, norm_idioms, weight_idioms
 from graphclone.pytorch.adoption import adopt
+from graphclone.pytorch.blocked_layout import undo_blocks
 from graphclone.pytorch.causality import flag_causal
 from graphclone.pytorch.checkpoints import Checkpoint, Recovered, recover
 from graphclone.pytorch.code import DTYPE, Code
@@ -61,6 +62,7 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     Raises: InputError that lists all operators without a rule.
     """
     program = read(model)
+    undo_blocks(program)
     dequantize_operands(program)
     fold_quantized(program)
     names = Names(model, program, graph_metadata(model))

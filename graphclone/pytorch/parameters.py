@@ -25,8 +25,8 @@ class Stored:
 
     Attributes: `path` is its name in the state dict, `trainable` tells Parameters from buffers, `transposed` that the
     graph holds its transpose, `may_transpose` that its orientation is the exporter's, `aliases` other names for it,
-    `lead` how many leading axes of one it loses, `frozen` that it takes no gradient: a formula gives it, or nothing reads
-    it and it is kept for the state dict alone.
+    `lead` how many leading axes of one it loses, `frozen` that it takes no gradient: a formula gives it, or nothing
+    reads it and it is kept for the state dict alone.
     """
 
     path: str

@@ -242,6 +242,12 @@ ROWS = [
     *[("com.microsoft.MultiHeadAttention", [f(2, queries, 12), f(2, keys, 12), f(2, keys, 12), *more], [], {"num_heads": 3, "unidirectional": 1}, 18, 3 if more[3:] else 1)  # noqa: E501
         for queries, keys in ((3, 5), (5, 3))
         for more in ([], [None, PADDED[:, 1 : keys + 1]], [None, None, None, *CACHE])],
+    *[("com.microsoft.FusedMatMul", [f(2, 3, 4, 5), f(*right)], [], {"transBatchA": 1, "alpha": 0.5} | more, 18, 1)
+        for right, more in (
+            ((3, 4, 5, 6), {}),
+            ((3, 4, 6, 5), {"transB": 1}),
+            ((5, 3, 4, 6), {"transBatchB": 1}),
+        )],
     *[("com.microsoft.RotaryEmbedding", [f(2, 5, 24), places], [np.cos(ANGLES)[:, :4], np.sin(ANGLES)[:, :4]], {}, 18, 1)  # noqa: E501
         for places in (i(2), random.integers(0, 9, (2, 5)))],
 ]  # fmt: skip
