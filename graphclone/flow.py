@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from graphclone.axes.axis import find, free_leaves, is_static, is_unit
+from graphclone.axes.axis import find, free_leaves, is_static, is_unit, outer_parts
 from graphclone.axes.contractions import REARRANGING, Contraction, constant_behind, contraction_of
 from graphclone.axes.notation import parse
 from graphclone.axes.typed import AxisTyping, TypedNode
@@ -244,6 +244,7 @@ def attention_nodes(
 ) -> list[int]:
     """Return the nodes that mix values by attention: fused operators, and contractions over a softmax's axis.
 
+    Where values went through the output projection before, heads are summed up with the positions, in one axis or two.
     Where there is none, linear attention and retention: two activations contracted over the sequence, for each head.
     """
     scores: set[int] = set()  # axes that contractions of two activations produce
@@ -254,7 +255,7 @@ def attention_nodes(
         if node.op.type in ATTENTION_OPS:
             found.append(i)
         elif contraction is not None and contraction.weight is None:
-            if any(id(find(axis)) in normalised for axis in contraction.contracted):
+            if any(id(part) in normalised for axis in contraction.contracted for part in outer_parts(axis)):
                 found.append(i)
             elif _mixes_positions(contraction):
                 linear.append(i)

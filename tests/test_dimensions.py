@@ -142,16 +142,32 @@ SINK = """(int64[B, T] ids) => (float[B, T, 12] y) <
     p = Softmax(both)  r = Slice(p, start, end, last)
     n = Einsum <equation = "bhts,bshd->bthd"> (r, h)  u = Reshape(n, all)  w = MatMul(u, o)  y = Add(x, w) }"""
 
+PROJECTED = """(int64[B, T] ids) => (float[B, T, 12] y) <
+    float[17, 12] table, float[12, 3, 5] q, float[12, 3, 5] k, float[12, 3, 7] v, float[3, 7, 12] o,
+    int64[3] long = {{0, 0, -1}}, int64[3] wide = {{0, -1, 12}}> {{
+    x = Gather(table, ids)
+    c = Einsum <equation = "btd,dhk->bthk"> (x, q)  f = Einsum <equation = "btd,dhk->bthk"> (x, k)
+    g = Einsum <equation = "btd,dhk->bthk"> (x, v)  e = Einsum <equation = "bshk,hkd->bshd"> (g, o)
+    m = Einsum <equation = "bthk,bshk->bhts"> (c, f)  p = Softmax(m)
+    {mixed}  y = Add(x, w) }}"""
+PROJECTED_IN_TWO_AXES = PROJECTED.format(mixed="""w = Einsum <equation = "bhts,bshd->btd"> (p, e)""")
+PROJECTED_IN_ONE = PROJECTED.format(
+    mixed="""n = Transpose <perm = [0, 2, 1, 3]> (p)  r = Reshape(n, long)
+    u = Transpose <perm = [0, 2, 1, 3]> (e)  z = Reshape(u, wide)  w = MatMul(r, z)"""
+)
+
 
 @pytest.mark.parametrize(
     ("text", "heads"),
     [
+        (PROJECTED_IN_TWO_AXES, {"heads": 3, "head_dim": 5, "v_head_dim": 7}),
+        (PROJECTED_IN_ONE, {"heads": 3, "head_dim": 5, "v_head_dim": 7}),
         (GROUPED, {"kv_heads": 2, "queries_per_kv": 3, "head_dim": 5, "v_head_dim": 7}),
         (ONE_HEAD_OF_KEYS, {"heads": 3, "head_dim": 5, "v_head_dim": 7}),
         (SINK, {"heads": 3, "head_dim": 5, "v_head_dim": 5}),
     ],
 )
-def test_heads_that_keys_do_not_repeat_and_a_sink_beside_the_scores(graph, text: str, heads: dict[str, int]) -> None:
+def test_heads_of_attention_however_it_is_written(graph, text: str, heads: dict[str, int]) -> None:
     model = graph(text)
     analysis = analyse(model)
     sizes = {d.name: d.size for d in analysis.dimensions if not d.locked}

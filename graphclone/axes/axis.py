@@ -113,6 +113,12 @@ def leaves(axis: Axis) -> Iterator[Axis]:
             stack.extend(reversed(axis.parts))
 
 
+def outer_parts(axis: Axis) -> tuple[Axis, ...]:
+    """Return the factors of a product; the axis itself where it is none."""
+    axis = find(axis)
+    return tuple(find(part) for part in axis.parts) if axis.kind == PRODUCT else (axis,)
+
+
 def free_leaves(axis: Axis) -> list[Axis]:
     """Return the atoms of an axis that may be cut: static, not locked, larger than one; each once."""
     seen: dict[int, Axis] = {}

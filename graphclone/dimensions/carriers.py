@@ -5,10 +5,9 @@ from collections.abc import Iterable
 
 import onnx_graphsurgeon as gs
 
-from graphclone.axes.axis import Axis, is_fill, leaves
+from graphclone.axes.axis import Axis, is_fill, leaves, outer_parts
 from graphclone.axes.contractions import is_weight
 from graphclone.axes.typed import AxisTyping
-from graphclone.dimensions.widths import outer_parts
 from graphclone.graphs import holds_floats
 
 

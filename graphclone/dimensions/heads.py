@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from graphclone.axes.axis import Axis, find, free_leaves, is_static, is_unit, leaves, product, total
+from graphclone.axes.axis import Axis, find, free_leaves, is_static, is_unit, leaves, outer_parts, product, total
 from graphclone.axes.contractions import Contraction
 from graphclone.axes.notation import Pattern, parse
 from graphclone.axes.typed import TypedNode
 from graphclone.dimensions.carriers import Carriers
 from graphclone.dimensions.places import Contractions
-from graphclone.dimensions.widths import is_of_units, outer_parts, static_parts
+from graphclone.dimensions.widths import is_of_units, static_parts
 from graphclone.flow import ATTENTION_OPS
 
 Roles = list[tuple[str, Axis, str]]
@@ -37,7 +37,8 @@ def attention_axes(
     roles += [("heads", axis, name) for name, axis in _other_heads(index, before, within, nodes, mix, heads, carriers)]
     roles += [("head_dim", axis, "head_dim") for axis in inner[:1]]
     known = [*heads, *inner, *mix.contracted, *(nodes[before].outputs[0] or ()), *(axis for _, axis, _ in roles)]
-    values = _unlike(node.outputs[0], known)
+    summed = bool(heads) and not _unlike(heads, mix.contracted)
+    values = _unlike(_projected(heads, index, within, contractions) if summed else node.outputs[0], known)
     role = "v_head_dim" if inner else "head_dim"
     return roles + [(role, axis, role) for axis in values[-1:]]
 
@@ -71,6 +72,16 @@ def _of_queries(
             read = {id(leaf) for axis in nodes[i].op.axes[contractions[i].activation] or () for leaf in leaves(axis)}
             made |= {id(leaf) for axis in nodes[i].outputs[0] or () for leaf in leaves(axis)} - read
     return [axis for axis in _unlike(nodes[before].outputs[0], known) if {id(leaf) for leaf in leaves(axis)} <= made]
+
+
+def _projected(
+    heads: Sequence[Axis], index: int, within: Sequence[int], contractions: Contractions
+) -> list[Axis]:
+    """Return what values lost to an output projection of each head that came before their mixing, which sums heads."""
+    wanted = {id(leaf) for axis in heads for leaf in leaves(axis)}
+    found = [contractions[i] for i in within if i < index and contractions[i] and contractions[i].weight is not None]
+    each = [c for c in found if wanted <= {id(leaf) for axis in c.shared for leaf in leaves(axis)}]
+    return [axis for contraction in each for axis in contraction.contracted]
 
 
 def _linear_axes(node: TypedNode, mix: Contraction, carriers: Carriers) -> Roles:
@@ -163,6 +174,6 @@ def _scores_before(
         contraction = contractions[i]
         if contraction is not None and contraction.weight is None and i != index:
             outputs = {id(find(axis)) for axis in nodes[i].outputs[0] or ()}
-            if any(id(find(axis)) in outputs for axis in contractions[index].contracted):
+            if any(id(part) in outputs for axis in contractions[index].contracted for part in outer_parts(axis)):
                 return i
     return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from graphclone.axes.axis import Axis, find, first_lock, is_static, is_unit, leaves
+from graphclone.axes.axis import Axis, find, first_lock, is_static, is_unit, leaves, outer_parts
 
 
 def lock_of(axis: Axis) -> str | None:
@@ -29,12 +29,6 @@ def static_parts(axes: Iterable[Axis]) -> list[Axis]:
     axes = list(axes)
     static = [axis for axis in axes if is_static(axis) and not is_unit(axis)]
     return static or [part for axis in axes for part in outer_parts(axis) if is_static(part) and not is_unit(part)]
-
-
-def outer_parts(axis: Axis) -> tuple[Axis, ...]:
-    """Return the factors of a product; the axis itself where it is none."""
-    axis = find(axis)
-    return tuple(find(part) for part in axis.parts) if axis.kind == "product" else (axis,)
 
 
 def axis_key(axis: Axis) -> tuple:
