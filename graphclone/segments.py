@@ -19,22 +19,31 @@ FLOAT = 1  # onnx.TensorProto.FLOAT
 class Stream:
     """A model as it runs over batches: its feeds, and the tensors computed so far, which stay where they were computed.
 
-    feeds: one mapping of inputs per batch; replace `model`'s weights as you like between two runs.
+    feeds: one mapping of inputs per batch; replace `model`'s weights as you like between two runs. masks: {input that
+    marks padding: what it holds where a token is real}.
 
     Example:
         stream = Stream("parent", model, feeds); stream.hold("h.3.out"); stream.hold("h.4.out")
     """
 
-    def __init__(self, name: str, model: Model, feeds: Sequence[Feeds], provider: str = "cpu"):
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        feeds: Sequence[Feeds],
+        provider: str = "cpu",
+        masks: Mapping[str, bool] | None = None,
+    ):
         self.name = name
         self.model = model
         self.feeds = feeds
         self.provider = provider
+        self.masks = dict(masks or {})
         self.held: dict[str, list] = {}
 
     def afresh(self) -> "Stream":
         """Return a stream of the same model that holds nothing."""
-        return Stream(self.name, self.model, self.feeds, self.provider)
+        return Stream(self.name, self.model, self.feeds, self.provider, self.masks)
 
     def hold(self, tensor: str) -> None:
         """Compute a tensor of every batch, from what is held and the inputs, and keep it."""
@@ -184,8 +193,9 @@ class Joint:
             for name in self._bound:
                 owner, _, rest = name.partition("/")
                 if name.startswith(MASK):
-                    given = next(s.feeds[number][rest] for s in self.streams.values() if rest in s.feeds[number])
-                    batch[name] = (np.asarray(given) != 0).reshape(-1, 1)
+                    masked = next(stream for stream in self.streams.values() if rest in stream.masks)
+                    real = (np.asarray(masked.feeds[number][rest]) != 0) == masked.masks[rest]
+                    batch[name] = real.reshape(-1, 1)
                 else:
                     stream = self.streams[owner]
                     batch[name] = stream.held[rest][number] if rest in stream.held else stream.feeds[number][rest]

@@ -65,7 +65,7 @@ class Defaults:
 
 RECIPES = {
     "paper": Defaults("mean_abs", "middle", "paper"),
-    "best": Defaults("obs", "uniform", "none", "rotate{skip=true},refit"),
+    "best": Defaults("obs", "search", "none", "rotate{skip=true},refit"),
 }
 """paper: arXiv 2312.09299. best: what wins tools/bench_convergence, see docs/methods.md; it runs models on the samples."""
 
@@ -99,11 +99,13 @@ def recipe_text(
     if recipe not in RECIPES:
         raise InputError(f"no recipe is called '{recipe}'; there are {', '.join(RECIPES)}")
     chosen = RECIPES[recipe]
-    depth = {"layers": layers, "blocks": blocks, "by": blocks_by or chosen.blocks_by}
     width = {"hidden": hidden, "ffn": ffn, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
     steps = []
-    if layers is not None or blocks is not None:
-        steps.append(f"depth{{{_options(depth)}}}")
+    if blocks is None and layers is not None and (blocks_by or chosen.blocks_by) == "search":
+        steps.append(f"search{{{_options({'layers': layers, 'otherwise': None if blocks_by else 'uniform'})}}}")
+    elif layers is not None or blocks is not None:
+        rule = (blocks_by or chosen.blocks_by) if blocks is None else blocks_by
+        steps.append(f"depth{{{_options({'layers': layers, 'blocks': blocks, 'by': rule})}}}")
     if any(value is not None for value in width.values()):
         more = {"by": by or chosen.by} | ({"keep_heads": True} if keep_heads else {})
         steps.append(f"width{{{_options(width | more)}}}")
@@ -147,6 +149,8 @@ def subclone(
     stats: from `calibrate`; not needed where nothing is ranked by activations. Targets are sizes, as numbers, {stack:
     number}, or lists with one entry per kept block: hidden, ffn, heads, kv_heads, head_dim, layers, blocks.
     by, blocks_by, rescale: see the passes `width`, `depth`, `rescale`; what is left out is the recipe's choice.
+    blocks_by may also be search: the pass of that name.
+    blocks_by may also be search: the pass of that name.
     recipe: paper (arXiv 2312.09299), or best (rotated where the graph allows it, and refitted), which needs `data`, and
     is the default where there is some.
     native_constants: the child's scalars are those of the framework's own smaller class, weights take the ratio.

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from graphclone.axes.axis import Axis, find
 from graphclone.blocks import Half, Stack
 from graphclone.calibration.data import open_data
-from graphclone.calibration.masks import chosen_masks
+from graphclone.calibration.masks import chosen_masks, sense
 from graphclone.calibration.session import resolve_provider, runnable
 from graphclone.calibration.statistics import Statistics
 from graphclone.cut import Cut
@@ -29,7 +29,7 @@ from graphclone.surgery import carry_out
 from graphclone.surgery.weights import bias_name
 from graphclone.weights import Weight, weight_of
 from passes.likelihood import Probabilities, fit
-from passes.outputs import compared_output
+from passes.outputs import compared_output, mask_of
 from passes.ridge import EXACTLY, Moments, Solution, Targets, solve
 
 HOLDOUT = 5
@@ -136,8 +136,8 @@ class _Refitting:
         child = self._cut(parent, plan.with_(bias={**plan.bias, **zeros}))
         self.places = {constant.name: constant for constant in constants(child.graph)}
         feeds = [dict(batch.feeds) for batch in open_data(context.data, parent)]
-        self.masks = chosen_masks(parent, context.mask, feeds[0])
-        self.parent = Stream("parent", parent, feeds, provider)
+        masks = {name: sense(parent, name) for name in chosen_masks(parent, context.mask, feeds[0])}
+        self.parent = Stream("parent", parent, feeds, provider, masks)
         self.child = Stream("child", child, [self._child_feeds(batch) for batch in feeds], provider)
         self.fitted: dict[str, np.ndarray] = {}
         self.biases: dict[str, np.ndarray] = {}
@@ -383,13 +383,10 @@ class _Refitting:
 
     def _mask(self, linear: Linear) -> str | None:
         """Return the mask whose tokens are an operator's rows."""
-        axes = self.analysis.typing.nodes[linear.number].op.axes[0][: -len(linear.inner)]
         if linear.window is not None:
             return None
-        masks = {name: self.analysis.typing.types[name] for name in self.masks}
-        same = [name for name, each in masks.items() if [id(find(a)) for a in each] == [id(find(a)) for a in axes]]
-        alike = [name for name, each in masks.items() if _counts(each) == _counts(axes)]
-        return same[0] if same else alike[0] if len(alike) == 1 else None
+        axes = self.analysis.typing.nodes[linear.number].op.axes[0][: -len(linear.inner)]
+        return mask_of(axes, self.parent.masks, self.analysis)
 
     # weights ----------------------------------------------------------------------------------------------------
 
@@ -439,11 +436,6 @@ def _matrix(weight: Weight, linear: Linear) -> np.ndarray:
     """Return an initializer as W [K, N]."""
     array = weight.load().transpose(np.argsort(linear.order))
     return array.reshape(int(np.prod(array.shape[: len(linear.inner)])), -1)
-
-
-def _counts(axes: Sequence[Axis]) -> list[int]:
-    """Return how many rows axes make, per probe."""
-    return [int(np.prod([find(axis).size[probe] for axis in axes])) for probe in range(2)]
 
 
 def _listed(what: str, found: Sequence[tuple[str, str]]) -> list[str]:

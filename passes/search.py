@@ -7,29 +7,39 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from graphclone.analysis import Analysis
 from graphclone.blocks import Half, Stack
 from graphclone.calibration.data import open_data
-from graphclone.calibration.session import open_session
+from graphclone.calibration.masks import chosen_masks, sense
+from graphclone.calibration.session import open_session, resolve_provider, runnable
 from graphclone.calibration.statistics import Statistics
+from graphclone.dimensions import axis_key
 from graphclone.errors import CutError, InputError
 from graphclone.gates import GATES, gated
 from graphclone.model import Model
 from graphclone.pipeline import Context
 from graphclone.plan import Plan
 from graphclone.resolution import half_names
-from passes.outputs import compared_output
+from passes.depth import Depth
+from passes.outputs import compared_output, mask_of
 from passes.targets import target_of
+
+
+LEADING = 2
+"""At least so many candidates of a step are run on all samples."""
 
 
 @dataclass(frozen=True)
 class Search:
     """Drop what changes the outputs least, greedily, then by an evolutionary search over swaps.
 
+    Each step of the greedy search runs every candidate on a quarter of the samples, and the best quarter of them on all.
     layers: blocks to keep, a number or {stack: number}. halves: half blocks to drop instead, a number (BlockPruner,
     arXiv 2406.10594). generations, offspring: of the evolutionary search after the greedy one (EvoPress, arXiv
-    2410.14649). tokens: how much of the samples is run per candidate.
+    2410.14649). tokens: how much of the samples is run at most per candidate. otherwise: the rule of `depth` by which
+    blocks are chosen where no branch can be switched off.
     What is minimised is KL(parent || child) of the logits, or the relative squared error where the outputs are
-    features.
+    features, over real tokens.
 
     Example:
         search{layers=6 generations=4}
@@ -40,35 +50,51 @@ class Search:
     halves: int | None = None
     generations: int = 0
     offspring: int = 8
-    tokens: int = 2048
+    tokens: int = 8192
+    otherwise: str | None = None
 
     def run(self, parent: Model, plan: Plan, stats: Statistics | None, context: Context) -> Plan:
         if (self.layers is None) == (self.halves is None):
             raise InputError("search: give layers=N blocks to keep, or halves=N half blocks to drop")
-        if context.data is None:
-            raise InputError("search runs the model on samples; give them with --data")
+        if self.otherwise is not None and self.layers is None:
+            raise InputError("search: otherwise names a rule of depth, which drops whole blocks; leave it out")
         stacks = context.analysis.stacks
         if not stacks:
             raise CutError("this graph has no repeated blocks to choose from, so its depth cannot be cut")
         units = _units(stacks, self.halves is not None)
-        bench = _Bench(parent, context, [half for unit in units for half in unit.halves], self.tokens)
-        kept, blocks, drop = set(range(len(units))), dict(plan.blocks), plan.drop
-        with Progress(console=Console(stderr=True), disable=not context.progress) as progress:
-            for group, count in self._groups(units, stacks):
-                task = progress.add_task("searching", total=None)
-                kept = _greedy(bench, units, kept, group, count, lambda t=task: progress.advance(t))
-                kept = self._evolve(bench, units, kept, group, context.seed, lambda t=task: progress.advance(t))
-        gone = [unit for i, unit in enumerate(units) if i not in kept]
-        context.notes.append(
-            f"search: dropped {', '.join(unit.name for unit in gone) or 'nothing'}; {bench.told(units, kept)}"
-        )
+        groups = self._groups(units, stacks)
+        kept = set(range(len(units)))
+        if any(count for _, count in groups):
+            if context.data is None:
+                raise InputError("search runs the model on samples; give them with --data")
+            try:
+                bench = _Bench(parent, context, [half for unit in units for half in unit.halves], self.tokens)
+            except CutError as error:
+                if self.otherwise is None:
+                    raise
+                context.notes.append(f"search: {error}; blocks stay by the rule '{self.otherwise}'")
+                return Depth(layers=self.layers, by=self.otherwise).run(parent, plan, stats, context)
+            kept = self._searched(bench, units, groups, context)
         if self.halves is not None:
-            return plan.with_(drop=(*drop, *(unit.name for unit in gone)))
+            return plan.with_(drop=(*plan.drop, *(unit.name for i, unit in enumerate(units) if i not in kept)))
+        blocks = dict(plan.blocks)
         for stack in stacks:
             if target_of(self.layers, stack, stacks, "layers") is not None:
                 stays = tuple(u.index for i, u in enumerate(units) if i in kept and u.stack == stack.prefix)
                 blocks["" if len(stacks) == 1 else stack.prefix.rstrip(".")] = stays
         return plan.with_(blocks=blocks)
+
+    def _searched(self, bench: "_Bench", units: Sequence["_Unit"], groups, context: Context) -> set[int]:
+        """Return which units stay."""
+        kept = set(range(len(units)))
+        with Progress(console=Console(stderr=True), disable=not context.progress) as progress:
+            for group, count in groups:
+                task = progress.add_task("searching", total=None)
+                kept = _greedy(bench, units, kept, group, count, lambda t=task: progress.advance(t))
+                kept = self._evolve(bench, units, kept, group, context.seed, lambda t=task: progress.advance(t))
+        gone = ", ".join(unit.name for i, unit in enumerate(units) if i not in kept)
+        context.notes.append(f"search: dropped {gone}; {bench.told(units, kept)}")
+        return kept
 
     def _groups(self, units: Sequence["_Unit"], stacks: Sequence[Stack]) -> list[tuple[list[int], int]]:
         """Return (units, how many of them go) pairs: a pair per stack for blocks, one over all for half blocks."""
@@ -128,9 +154,10 @@ def _greedy(bench: "_Bench", units, kept: set[int], group: list[int], count: int
         costs = {}
         for i in group:
             if i in kept:
-                costs[i] = bench.cost(units, kept - {i})
+                costs[i] = bench.cost(units, kept - {i}, few=True)
                 tick()
-        kept = kept - {min(costs, key=costs.get)}
+        leading = sorted(costs, key=costs.get)[: max(LEADING, len(costs) // 4)]
+        kept = kept - {min(leading, key=lambda i: bench.cost(units, kept - {i}))}
     return kept
 
 
@@ -138,47 +165,62 @@ class _Bench:
     """One session with gates, some samples, and the parent's outputs on them."""
 
     def __init__(self, parent: Model, context: Context, halves: Sequence[Half], tokens: int):
+        analysis, provider = context.analysis, resolve_provider(context.provider)
         self.halves = list(halves)
-        self.session = open_session(gated(parent, self.halves))
-        self.feeds, seen = [], 0
-        for batch in open_data(context.data, parent):
-            self.feeds.append(batch.feeds)
-            first = next(iter(batch.feeds.values()))
-            seen += first.shape[0] * (first.shape[1] if first.ndim == 2 else 1)
-            if seen >= tokens:
-                break
-        self.output, self.is_logits = compared_output(parent, context.analysis)
+        self.output, self.is_logits = compared_output(parent, analysis)
         if not self.output:
             raise CutError("this graph has no float output to compare")
-        self.known: dict[tuple[bool, ...], float] = {}
-        self.wanted = self._outputs([True] * len(self.halves))
+        stream = self.halves[0].exit
+        parent = runnable(parent, provider)
+        self.session = open_session(gated(parent, self.halves), provider=provider, outputs=[stream])
+        self.known: dict[tuple[int, tuple[bool, ...]], float] = {}
+        self.feeds, self.wanted, self.real = [], [], []
+        masks: dict[str, bool] = {}
+        for batch in open_data(context.data, parent):
+            if not self.feeds:
+                masks = {name: sense(parent, name) for name in chosen_masks(parent, context.mask, batch.feeds)}
+            self.feeds.append(batch.feeds)
+            value, states = self._run(batch.feeds, [True] * len(self.halves), stream)
+            self.wanted.append(value)
+            mask = mask_of(analysis.typing.types[self.output][:-1], masks, analysis)
+            real = np.ones(value.shape[:-1], bool) if mask is None else (batch.feeds[mask] != 0) == masks[mask]
+            self.real.append(real.reshape(value.shape[:-1]))
+            tokens -= states.size // _width(analysis, stream, states)
+            if tokens <= 0:
+                break
 
-    def _outputs(self, gates: Sequence[bool]) -> list[np.ndarray]:
-        results = []
-        for feeds in self.feeds:
-            (value,) = self.session.run([self.output], {**feeds, GATES: np.array(gates)})
-            results.append(_log_softmax(value) if self.is_logits else value.astype(np.float32))
-        return results
+    def _run(self, feeds: Mapping[str, np.ndarray], gates: Sequence[bool], *more: str) -> list[np.ndarray]:
+        """Return the output, as log probabilities where it is of logits, and other tensors."""
+        value, *others = self.session.run([self.output, *more], {**feeds, GATES: np.array(gates)})
+        return [_log_softmax(value) if self.is_logits else value.astype(np.float32), *others]
 
-    def cost(self, units: Sequence[_Unit], kept: set[int]) -> float:
-        """Return how far the outputs are from the parent's with these units on."""
+    def cost(self, units: Sequence["_Unit"], kept: set[int], few: bool = False) -> float:
+        """Return how far the outputs are from the parent's with these units on, by a `few` of the batches or all."""
         on = {id(half) for i in kept for half in units[i].halves}
         gates = tuple(id(half) in on for half in self.halves)
-        if gates not in self.known:
-            pairs = list(zip(self.wanted, self._outputs(gates), strict=True))
-            if self.is_logits:
-                total = sum(float((np.exp(p) * (p - q)).sum()) for p, q in pairs)
-                self.known[gates] = total / sum(p[..., 0].size for p, _ in pairs)
-            else:
-                energy = sum(float((p.astype(np.float64) ** 2).sum()) for p, _ in pairs)
-                self.known[gates] = sum(float(((p - q).astype(np.float64) ** 2).sum()) for p, q in pairs) / energy
-        return self.known[gates]
+        count = -(-len(self.feeds) // 4) if few else len(self.feeds)
+        if (count, gates) not in self.known:
+            apart = energy = 0.0
+            for feeds, p, real in list(zip(self.feeds, self.wanted, self.real, strict=True))[:count]:
+                p, q = p[real], self._run(feeds, gates)[0][real]
+                terms = np.exp(p) * (p - q) if self.is_logits else (p - q).astype(np.float64) ** 2
+                apart += float(terms.sum(dtype=np.float64))
+                energy += len(p) if self.is_logits else float((p.astype(np.float64) ** 2).sum())
+            self.known[count, gates] = apart / energy
+        return self.known[count, gates]
 
     def told(self, units: Sequence[_Unit], kept: set[int]) -> str:
         what = "KL to the parent" if self.is_logits else "relative squared error"
-        return f"{what} {self.cost(units, kept):.4g} after {len(self.known)} candidates"
+        return f"{what} {self.cost(units, kept):.4g} after {len({gates for _, gates in self.known})} candidates"
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _width(analysis: Analysis, stream: str, states: np.ndarray) -> int:
+    """Return how many numbers a token has at a point of the stream."""
+    widths = {axis_key(axis) for d in analysis.dimensions if d.role == "hidden" for axis in d.axes}
+    axes = analysis.typing.types[stream]
+    return states.shape[next((i for i, axis in enumerate(axes) if axis_key(axis) in widths), -1)]

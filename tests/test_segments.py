@@ -100,13 +100,13 @@ def test_a_tensor_that_is_not_there_is_told(graph):
         value(Joint([stream]), stream, "nothing")
 
 
-@pytest.mark.parametrize("mask", [None, "m"])
-def test_a_gram_matrix_is_that_of_the_rows_that_count(graph, mask):
+@pytest.mark.parametrize("mask, attended", [(None, True), ("m", True), ("m", False)])
+def test_a_gram_matrix_is_that_of_the_rows_that_count(graph, mask, attended):
     model = graph("(float[B, T, 4] x, int64[B, T] m) => (float[B, T, 5] y) <float[4, 5] a> { y = MatMul(x, a) }")
     random = np.random.default_rng(0)
     x, real = random.standard_normal((2, 3, 4)).astype(np.float32), np.array([[1, 1, 0], [1, 0, 0]])
     x[1, 2] = np.nan if mask else 0.0
-    stream = Stream("s", model, [{"x": x, "m": real}])
+    stream = Stream("s", model, [{"x": x, "m": real if attended else 1 - real}], masks={"m": attended})
     joint = Joint([stream])
     joint.give(
         "gram",

@@ -81,7 +81,7 @@ class Job:
         unmeasured = {
             "recipe": "paper",
             "by": _unmeasured(METRICS, by),
-            "blocks_by": _unmeasured(BLOCK_RULES, blocks_by),
+            "blocks_by": "first" if blocks_by == "search" else _unmeasured(BLOCK_RULES, blocks_by),
             "rescale": "none" if targets["rescale"] == "norm_gain" else targets["rescale"],
         }
         steps = Pipeline.parse(recipe_text(**{**targets, **unmeasured}))

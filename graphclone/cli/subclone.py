@@ -24,7 +24,7 @@ TARGETS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "layers", "blocks")
 @click.option("--blocks", type=Blocks(), help="The blocks to keep, instead of --layers.")
 @click.option("--recipe", metavar="NAME", help="best (with --data, its default) or paper.")
 @click.option("--by", metavar="METRIC", help="Importance of an index: obs in the recipe best, mean_abs in paper.")
-@click.option("--blocks-by", metavar="METRIC", help="Which blocks go: uniform spacing in best, middle in paper.")
+@click.option("--blocks-by", metavar="METRIC", help="Which blocks go: search in best, middle in paper.")
 @click.option("--rescale", metavar="MODE", help="Scale weights after the cut: none, paper or norm_gain.")
 @options.native_constants
 @click.option("--keep-heads", is_flag=True, help="Leave widths outside the blocks that equal hidden as they are.")
@@ -59,9 +59,10 @@ def command(
     """Cut MODEL to target sizes, keeping its most important weights (weight subcloning, arXiv 2312.09299).
 
     V is a size N, or stack=N,stack=N, or [n0,n1,..] with one entry per kept block. Metrics: mean_abs, l2, variance,
-    output_aware, obs, first, uniform, random; for blocks: middle, relative_magnitude, block_influence, uniform, first.
-    With --data the recipe is best: it rotates the residual stream where the graph allows it, and refits the linear
-    operators by least squares. With --stats alone, or neither, it is the paper's, as with --recipe paper.
+    output_aware, obs, first, uniform, random; for blocks: middle, relative_magnitude, block_influence, uniform, first,
+    and search, which runs the model without each. With --data the recipe is best: it searches the blocks, rotates the
+    residual stream where the graph allows it, and refits the linear operators by least squares. With --stats alone, or
+    neither, it is the paper's, as with --recipe paper.
     """
     if data is not None and stats is not None:
         raise click.UsageError("give --data or --stats, not both")

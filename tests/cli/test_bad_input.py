@@ -27,7 +27,7 @@ NOT_A_SIZE = "is not a size; write N"
         (("--blocks", "0,3"), "run from 0 to 2"),
         (("--blocks", "1,0"), "ascend"),
         (("--hidden", "half"), NOT_A_SIZE),
-        (("--hidden", "[6,6,6]"), NOT_A_SIZE),
+        (("--hidden", "[6,6,6]"), "give a number: it is one width"),
         (("--ffn", "8,9"), NOT_A_SIZE),
         (("--ffn", "a=8,a=9"), "twice"),
         (("--blocks", "a,b"), "no list of blocks"),

@@ -29,12 +29,12 @@ def test_the_main_job(cli, model, data, samples, tmp_path):
     shown = rows(ended.out)
     assert shown["measured"] == "12 samples, 64 tokens on cpu".split() or shown["measured"][-1] == "cuda"
     assert shown["hidden"][:2] == ["12", "6"] and shown["blocks.*.heads"][:2] == ["3", "2"]
-    assert shown["blocks"] == ["3", "2", "keeps", "0,", "2"]
+    assert shown["blocks"] == ["3", "2", "keeps", "0-1"]
     assert shown["verified"][1:3] == ["checks", "passed,"] and shown["written"] == [str(child)]
     assert shapes(child)["h.1.attn.q.weight"] == (6, 8)
     session = onnxruntime.InferenceSession(str(child), providers=["CPUExecutionProvider"])
     assert session.run(None, samples)[0].shape == (12, 6, 23)
-    assert json.loads((tmp_path / "plan.json").read_text())["blocks"] == [0, 2]
+    assert json.loads((tmp_path / "plan.json").read_text())["blocks"] == [0, 1]
     again = cli("apply", tmp_path / "plan.json", model, "-o", tmp_path / "again.onnx")
     assert again.code == 0 and not again.err
     assert shapes(tmp_path / "again.onnx") == shapes(child)

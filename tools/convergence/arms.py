@@ -8,7 +8,8 @@ MIDDLE, UNIFORM = "depth{layers=$layers by=middle}", "depth{layers=$layers by=un
 FIRST = "depth{layers=$layers by=first}"
 RANKED, PLAIN, OBS = (f"width{{$widths by={metric}}}" for metric in ("mean_abs", "uniform", "obs"))
 PAPER = f"{MIDDLE},{RANKED},rescale{{mode=paper}}"
-BEST, BEST_UNROTATED = f"{UNIFORM},{OBS},rotate,refit", f"{UNIFORM},{OBS},refit"
+SEARCHED = "search{layers=$layers}"
+BEST, BEST_UNROTATED = f"{SEARCHED},{OBS},rotate,refit", f"{SEARCHED},{OBS},refit"
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ ARMS = (
     # Together.
     Arm("best, 80 sequences", BEST, otherwise=BEST_UNROTATED),
     Arm("best, 1,280 sequences", BEST, calibration=1280, otherwise=BEST_UNROTATED),
-    Arm("best, mean_abs", f"{UNIFORM},{RANKED},rotate,refit", calibration=320, otherwise=f"{UNIFORM},{RANKED},refit"),
+    Arm("best, mean_abs", f"{SEARCHED},{RANKED},rotate,refit", calibration=320, otherwise=f"{SEARCHED},{RANKED},refit"),
     Arm("best, squares alone", f"{BEST}{{kl=false}}", calibration=320, otherwise=f"{BEST_UNROTATED}{{kl=false}}"),
-    Arm("best, blocks searched", f"search{{layers=$layers}},{OBS},rotate,refit", calibration=320),
+    Arm("best, blocks uniform", f"{UNIFORM},{OBS},rotate,refit", calibration=320, otherwise=f"{UNIFORM},{OBS},refit"),
     Arm("best", BEST, calibration=320, otherwise=BEST_UNROTATED, main=True),
     Arm("best, Muon", BEST, optimiser="muon", calibration=320, otherwise=BEST_UNROTATED),
     # The parent as a teacher.
