@@ -64,6 +64,7 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     program = read(model)
     undo_blocks(program)
     dequantize_operands(program)
+    rewrite(program, norm_idioms.group_norm)
     fold_quantized(program)
     names = Names(model, program, graph_metadata(model))
     numbers(program, names)

@@ -5,6 +5,10 @@ import math
 from graphclone.pytorch.program import Op, Value
 from graphclone.pytorch.rewriting import Result, Uses, factors, idiom, is_number, made_by, new_op, number, operands
 from graphclone.pytorch.weight_idioms import is_parameter
+from graphclone.weights import Weight
+
+SCALED_BY_CHANNEL = 21
+"""The opset from which GroupNormalization has a scale for each channel instead of each group."""
 
 
 def rms_norm(op: Op, uses: Uses) -> Result:
@@ -216,6 +220,38 @@ def standard_norms(op: Op, uses: Uses) -> Result:
     from graphclone.pytorch.reduction import epsilon
 
     return new_op(kind, inputs, op.output, op, epsilon=epsilon(op))
+
+
+def group_norm(op: Op, uses: Uses) -> Result:
+    """Norm each group as an image of one channel, then scale and shift each channel: what exporters make of one call.
+
+    Looked for before tensors are named: the weight (channels, 1, ...) and the bias are vectors in the framework.
+    """
+    scaled = made_by(op[0], "Mul") if op.type == "Add" and not op.domain else None
+    apart = made_by(scaled[0], "Reshape") if scaled else None
+    norm = made_by(apart[0], "InstanceNormalization") if apart else None
+    joined = made_by(norm[0], "Reshape") if norm else None
+    sizes = made_by(apart[1], "Shape") if joined else None
+    if (
+        sizes is None
+        or sizes[0] is not joined[0]
+        or any(v.weight is None for v in (scaled[1], op[1], *norm.inputs[1:]))
+    ):
+        return None
+    ones, zeros = (each.weight.load() for each in norm.inputs[1:])
+    if (ones != 1).any() or zeros.any() or joined[1].weight is None:
+        return None
+    if joined[1].weight.load().tolist() != [0, ones.size, -1]:
+        return None
+    vectors = []
+    for each in (scaled[1], op[1]):
+        if each.weight.size != each.weight.shape[0] or each.weight.size % ones.size:
+            return None
+        vectors.append(Value(each.name, weight=Weight.of(each.weight.load().reshape(-1))))
+    given = {"num_groups": ones.size, "epsilon": norm.attribute("epsilon", 1e-5)}
+    made = new_op("GroupNormalization", [joined[0], *vectors], op.output, op, domain="", **given)
+    made.opset = SCALED_BY_CHANNEL
+    return made
 
 
 def gelu(op: Op, uses: Uses) -> Result:

@@ -172,3 +172,17 @@ def test_a_threshold_is_no_parameter_and_a_factor_is():
     graph = helper.make_graph(nodes, "g", [value("x", F, ["n", 4])], [value("y", F, ["n", 4])], constants)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], producer_name="pytorch", ir_version=9)
     assert [name for name, _ in to_torch(Model.from_proto(proto)).named_parameters()] == ["logit_scale"]
+
+
+@pytest.mark.parametrize(("groups", "scale", "fused"), [(2, 1.0, True), (6, 1.0, True), (3, 0.5, False)])
+def test_a_group_norm_of_one_call_is_one_again(groups, scale, fused, graph):
+    """Exporters norm (batch, groups, rest) as images, and scale each channel; where groups have a scale, it is no call."""
+    model = graph(f"""(float[B, 6, T] x) => (float[B, 6, T] y) <float[6, 1] weight, float[6, 1] bias,
+        float[{groups}] ones = {{{", ".join([str(scale)] * groups)}}},
+        float[{groups}] zeros = {{{", ".join("0" * groups)}}},
+        int64[3] apart = {{0, {groups}, -1}}> {{
+        r = Reshape(x, apart)  n = InstanceNormalization <epsilon = 0.01> (r, ones, zeros)  s = Shape(x)
+        b = Reshape(n, s)  m = Mul(b, weight)  y = Add(m, bias) }}""")
+    source = agrees(model, np.random.default_rng(0).standard_normal((2, 6, 9)).astype(np.float32))
+    assert ("F.group_norm(" in source) == fused
+    assert {value.shape for value in to_torch(model).parameters()} >= ({(6,)} if fused else {(6, 1)})

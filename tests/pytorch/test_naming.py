@@ -51,9 +51,12 @@ def test_a_convolution_that_holds_its_norm_has_its_own_name(route):
         assert {"decode_head.batch_norm.weight", "decode_head.batch_norm.running_var"} <= set(module.report["absent"])
 
 
-def test_a_group_norm_has_one_weight():
-    names = [name for name, _ in module_of("wav2vec2", "dynamo18").named_parameters() if "conv_layers.0" in name]
+@pytest.mark.parametrize("route", ["dynamo18", "legacy17"])
+def test_a_group_norm_has_one_weight(route):
+    module = module_of("wav2vec2", route)
+    names = [name for name, _ in module.named_parameters() if "conv_layers.0" in name]
     stem = "wav2vec2.feature_extractor.conv_layers.0"
+    assert module.state_dict()[f"{stem}.layer_norm.weight"].shape == (20,) and "F.group_norm(" in module.source
     assert sorted(names) == [f"{stem}.conv.weight", f"{stem}.layer_norm.bias", f"{stem}.layer_norm.weight"]
 
 
