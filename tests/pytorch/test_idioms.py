@@ -176,7 +176,7 @@ def test_a_threshold_is_no_parameter_and_a_factor_is():
 
 @pytest.mark.parametrize(("groups", "scale", "fused"), [(2, 1.0, True), (6, 1.0, True), (3, 0.5, False)])
 def test_a_group_norm_of_one_call_is_one_again(groups, scale, fused, graph):
-    """Exporters norm (batch, groups, rest) as images, and scale each channel; where groups have a scale, it is no call."""
+    """Exporters norm (batch, groups, rest) as images and scale each channel; with a scale for groups it is no call."""
     model = graph(f"""(float[B, 6, T] x) => (float[B, 6, T] y) <float[6, 1] weight, float[6, 1] bias,
         float[{groups}] ones = {{{", ".join([str(scale)] * groups)}}},
         float[{groups}] zeros = {{{", ".join("0" * groups)}}},
