@@ -255,7 +255,8 @@ def attention_nodes(
         if node.op.type in ATTENTION_OPS:
             found.append(i)
         elif contraction is not None and contraction.weight is None:
-            if any(id(part) in normalised for axis in contraction.contracted for part in outer_parts(axis)):
+            mixed = [part for axis in contraction.contracted for part in (find(axis), *outer_parts(axis))]
+            if any(id(part) in normalised for part in mixed):
                 found.append(i)
             elif _mixes_positions(contraction):
                 linear.append(i)

@@ -201,6 +201,19 @@ def test_the_length_of_ids_is_a_number_of_positions(graph) -> None:
     assert {d.name: d.size for d in analyse(model).dimensions if d.locked} == {"positions": 7}
 
 
+GRID = """(float[B, 3, 4, 6] x) => (float[B, 3, 4, 12] y) <float[6, 12] enter, float[12, 10] wq, float[12, 10] wk,
+    float[12, 14] wv, float[14, 12] wo, int64[3] flat = {0, -1, 10}, int64[3] values = {0, -1, 14},
+    int64[4] grid = {-1, 3, 4, 14}> {
+    e = MatMul(x, enter)  q4 = MatMul(e, wq)  k4 = MatMul(e, wk)  v4 = MatMul(e, wv)
+    q = Reshape(q4, flat)  k = Reshape(k4, flat)  v = Reshape(v4, values)  t = Transpose <perm = [0, 2, 1]> (k)
+    s = MatMul(q, t)  p = Softmax(s)  m = MatMul(p, v)  back = Reshape(m, grid)  o = MatMul(back, wo)  y = Add(e, o) }"""
+
+
+def test_positions_may_be_those_of_a_grid(graph) -> None:
+    named = {d.name: d.size for d in analyse(graph(GRID)).dimensions if d.name.startswith("blocks")}
+    assert named == {"blocks.0.head_dim": 10, "blocks.0.v_head_dim": 14}
+
+
 BATCHES_APART = """(float[A, T, 12] x, float[B, S, 12] memory) => (float[A, T, 12] y) <
     float[12, 15] wq, float[12, 15] wk, float[12, 15] wv, float[15, 12] wo, int64[4] apart = {0, 0, 3, 5},
     int64[2] first = {0, 1}, int64[1] last = {3}, int64[1] rest = {-1}, int64[3] joined = {0, 0, 15}> {

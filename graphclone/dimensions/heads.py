@@ -174,6 +174,7 @@ def _scores_before(
         contraction = contractions[i]
         if contraction is not None and contraction.weight is None and i != index:
             outputs = {id(find(axis)) for axis in nodes[i].outputs[0] or ()}
-            if any(id(part) in outputs for axis in contractions[index].contracted for part in outer_parts(axis)):
+            mixed = contractions[index].contracted
+            if any(id(part) in outputs for axis in mixed for part in (find(axis), *outer_parts(axis))):
                 return i
     return None
