@@ -21,7 +21,7 @@ from graphclone.pytorch.probing import probe
 from graphclone.pytorch.program import Op, Program, Value, read
 from graphclone.pytorch.quantization import fold_quantized, hold_at_zero
 from graphclone.pytorch.quantized_operators import dequantize_operands
-from graphclone.pytorch.registry import RULES, rule
+from graphclone.pytorch.registry import RULES, load_rules, rule
 from graphclone.pytorch.rewriting import Result, Uses, new_op, new_value, rewrite
 from graphclone.weights import Weight
 
@@ -61,6 +61,7 @@ def convert(model: Model, dropout: float = 0.0, checkpoint: Checkpoint | None = 
     dropout: the rate to put back, 0 for none. checkpoint: a state dict, or where one is, to recover names from.
     Raises: InputError that lists all operators without a rule.
     """
+    load_rules()
     program = read(model)
     undo_blocks(program)
     dequantize_operands(program)

@@ -27,8 +27,10 @@ HELPERS = {name: value for name, value in vars(helpers).items() if not name.star
 
 
 SMALL = (3, 5, 2, 7, 4, 9, 6, 11, 8, 13, 10, 12)
-"""Sizes below the number of positions of the tiniest models, where the graph slices a table of them."""
-SIZES = (PRIMES, SMALL, tuple(331 * prime for prime in PRIMES))
+"""Sizes below the number of positions of tiny models, where the graph slices a table of them."""
+TINY = (3, 5, 2, 6, 4)
+"""Sizes below that number in the tiniest models, with which somebody tries things."""
+SIZES = (PRIMES, SMALL, TINY, tuple(331 * prime for prime in PRIMES))
 """What is tried in turn; audio needs long inputs."""
 
 
@@ -66,7 +68,7 @@ def unknown_operators(program: Program, missing: list[tuple[str, str]]) -> str:
         lines.append(f"{domain + '.' if domain else ''}{kind} ({len(nodes)} nodes, first {nodes[0]!r:.80})")
     return (
         f"no PyTorch rule for {len(missing)} operator{'s' * (len(missing) > 1)}: {', '.join(lines)}; "
-        "register one with graphclone.pytorch.rule"
+        "register one with graphclone.pytorch.rule, in a module that the entry points graphclone.torch_rules name"
     )
 
 

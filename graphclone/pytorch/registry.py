@@ -1,12 +1,23 @@
 """The registry of PyTorch rules: which text an ONNX operator becomes."""
 
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
 
 from graphclone.pytorch.code import Code
+
+GROUP = "graphclone.torch_rules"
 
 Rule = Callable[..., "Code | None"]
 
 RULES: dict[tuple[str, str], Rule] = {}
+
+
+@cache
+def load_rules() -> None:
+    """Load the modules that other packages name in the group of entry points."""
+    for entry in entry_points(group=GROUP):
+        entry.load()
 
 
 def rule(*types: str, domain: str = "") -> Callable[[Rule], Rule]:

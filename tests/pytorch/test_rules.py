@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.pytorch import Code, rule, to_torch
-from graphclone.pytorch.registry import RULES
+from graphclone.pytorch.registry import RULES, load_rules
 
 random = np.random.default_rng(0)
 
@@ -431,6 +431,25 @@ def test_a_cache_that_is_written_in_place_is_an_error(slots):
     inputs = [*HIDDEN, *(slots.get(slot) for slot in range(3, 6)), *CACHE, slots.get(8), slots.get(9)]
     with pytest.raises(InputError, match="a cache that is written in place has no PyTorch counterpart"):
         to_torch(build(("com.microsoft.MultiHeadAttention", inputs, [], {"num_heads": 3}, 18, 3))[0])
+
+
+def test_the_rules_of_an_installed_package_are_loaded(tmp_path, monkeypatch):
+    (tmp_path / "my_torch_rules.py").write_text(
+        "from graphclone.pytorch import Code, rule\n\n\n"
+        '@rule("Twist", domain="my.ops")\ndef twist(op):\n    return Code("torch.flip({}, ({},))", op[0], -1)\n'
+    )
+    info = tmp_path / "my_ops-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-ops\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[graphclone.torch_rules]\nmine = my_torch_rules\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    load_rules.cache_clear()
+    try:
+        x = torch.arange(8.0).view(2, 4)
+        assert torch.equal(to_torch(chain(("Twist", "my.ops"), ("Neg", "")))(x), -x.flip(-1))
+    finally:
+        RULES.pop(("my.ops", "Twist"), None)
+        load_rules.cache_clear()
 
 
 def test_a_user_registers_an_operator():
