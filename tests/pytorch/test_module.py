@@ -193,6 +193,19 @@ LENGTHS_NAMED_APART = """(int64[B, T] ids, int64[A, S] read, float[C, D] seen) =
     t = Transpose <perm = [0, 2, 1, 3]> (n)  u = Reshape(t, joined)  v = MatMul(u, o)  y = Add(x, v) }"""
 
 
+@pytest.mark.parametrize("positions", [6, 9, 13])
+def test_a_short_table_of_positions_of_which_the_graph_takes_the_first(graph, positions: int) -> None:
+    model = graph(f"""(int64[B, T] ids) => (float[B, T, 8] y) <float[11, 8] table, float[{positions}, 8] places,
+        int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}> {{
+        x = Gather(table, ids)  shape = Shape(ids)  length = Slice(shape, one, two)
+        first = Slice(places, zero, length, zero)  y = Add(x, first) }}""")
+    module = to_torch(model)
+    for length in (positions, 1):
+        ids = np.arange(2 * length).reshape(2, length) % 11
+        want = run(model, [{"ids": ids}])[0]["y"]
+        np.testing.assert_allclose(module(torch.from_numpy(ids)).detach().numpy(), want, rtol=1e-6)
+
+
 def test_lengths_that_the_file_names_apart_are_equal_only_where_operators_make_them(graph):
     model = graph(LENGTHS_NAMED_APART)
     module, random = to_torch(model), np.random.default_rng(0)
