@@ -12,6 +12,7 @@ from graphclone.whole_numbers import plain_of
 FUSED_SUMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 SUM = 3
 MATRIX_PRODUCTS = ("Gemm", "MatMul")
+BLOCKED = "com.microsoft.nchwc"
 QUANTIZING = ("QuantizeLinear", "DynamicQuantizeLinear")
 MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 
@@ -22,6 +23,7 @@ def make_explicit(graph: gs.Graph) -> None:
     for scope in walk(graph):
         restore_flat_states(scope)
         show_real_states(scope)
+        show_plain_states(scope)
 
 
 def name_fused_sums(graph: gs.Graph) -> None:
@@ -127,13 +129,43 @@ def show_real_states(graph: gs.Graph) -> None:
                 waiting.append(producer)
             else:
                 shown[id(operand)] = node.inputs[slot + 1 : slot + 3]
-    order: list[gs.Node] = []
-    for node in graph.nodes:
-        order.append(node)
-        for tensor in node.outputs:
-            if id(tensor) in shown:
-                order += _real_and_whole(tensor, shown[id(tensor)], made)
-    graph.nodes[:] = [node for node in order if node.outputs]
+    tensors = [tensor for node in graph.nodes for tensor in node.outputs if id(tensor) in shown]
+    _put_behind(graph, {id(tensor): _real_and_whole(tensor, shown[id(tensor)], made) for tensor in tensors})
+
+
+def show_plain_states(graph: gs.Graph) -> None:
+    """Let a stream that onnxruntime keeps in blocks of channels be plain where something reads it so.
+
+    The branch behind it then reads the plain one, in blocks again: padding, which no weight reads, is zeros.
+    """
+    added = {}
+    for node in list(graph.nodes):
+        if node.op != "ReorderOutput" or node.domain != BLOCKED or len(node.inputs[0].outputs) < 2:
+            continue
+        tensor, plain, attributes = node.inputs[0], node.outputs[0], dict(node.attrs)
+        node.inputs.clear()
+        node.outputs.clear()
+        again = gs.Variable(f"{tensor.name}_again", tensor.dtype, tensor.shape)
+        _exchange(tensor, again)
+        last = {"channels_last": attributes.get("channels_last", 0)}
+        added[id(tensor)] = [
+            gs.Node("ReorderOutput", node.name, attributes, [tensor], [plain], domain=BLOCKED),
+            gs.Node("ReorderInput", again.name, last, [plain], [again], domain=BLOCKED),
+        ]
+    _put_behind(graph, added)
+
+
+def _put_behind(graph: gs.Graph, added: dict[int, list[gs.Node]]) -> None:
+    """Put nodes behind those that make tensors, by the tensors' ids; nodes that give nothing any more go."""
+    order = [(node, *(new for tensor in node.outputs for new in added.get(id(tensor), ()))) for node in graph.nodes]
+    graph.nodes[:] = [node for group in order for node in group if node.outputs]
+
+
+def _exchange(tensor: gs.Tensor, other: gs.Tensor) -> None:
+    """Let all that reads a tensor read another."""
+    for reader in list(tensor.outputs):
+        for slot in [slot for slot, read in enumerate(reader.inputs) if read is tensor]:
+            reader.inputs[slot] = other
 
 
 def _joins(node: gs.Node) -> bool:
@@ -167,9 +199,7 @@ def _real_and_whole(tensor: gs.Tensor, step: Sequence[gs.Tensor], made: dict[int
             reader.outputs.clear()
             break
     whole = gs.Variable(f"{tensor.name}_again", tensor.dtype, tensor.shape)
-    for reader in list(tensor.outputs):
-        for slot in [slot for slot, read in enumerate(reader.inputs) if read is tensor]:
-            reader.inputs[slot] = whole
+    _exchange(tensor, whole)
     return [
         gs.Node("DequantizeLinear", name, {}, [tensor, *step], [real]),
         gs.Node("QuantizeLinear", whole.name, {}, [real, *step], [whole]),

@@ -48,30 +48,29 @@ def einsum(op: Op) -> str:
 
 def convolution(op: Op) -> Typing:
     """Channels in groups; the spatial axes and the kernel are fixed, unless it mixes channels place by place."""
-    rank = op.rank(0) - 2
     groups = int(op.attribute("group", 1))
+    spatial, window, outs, sizes = _places(op)
+    if groups == 1:
+        output = f"b m {outs}"
+        return Typing(f"b c {spatial}, m c {window}, m{_added(op, output)} -> {output}", sizes, fixed=tuple(sizes))
+    output = f"b (g m) {outs}"
+    text = f"b (g c) {spatial}, (g m) c {window}, (g m){_added(op, output)} -> {output}"
+    return Typing(text, {**sizes, "g": (groups,)}, (Store("group", "g"),), fixed=tuple(sizes))
+
+
+def _places(op: Op) -> tuple[str, str, str, dict]:
+    """Return the patterns of the spatial axes, of the kernel's and of the output's, and sizes where those are fixed."""
+    outs = letters(op.rank(0) - 2, "o")
     kernel = [size[0] for size in op.sizes(1)[2:]]
-    outs = letters(rank, "o")
     window = " ".join("_" for _ in outs)
     if _is_pointwise(op, kernel):
-        spatial, sizes, fixed = " ".join(outs), {}, ()
-    else:
-        spatial, sizes, fixed = (
-            window,
-            dict(zip(outs, pooled_sizes(op, op.sizes(0)[2:], kernel), strict=False)),
-            tuple(outs),
-        )
-    if groups == 1:
-        output = f"b m {' '.join(outs)}"
-        return Typing(f"b c {spatial}, m c {window}, m{_added(op, output)} -> {output}", sizes, fixed=fixed)
-    output = f"b (g m) {' '.join(outs)}"
-    text = f"b (g c) {spatial}, (g m) c {window}, (g m){_added(op, output)} -> {output}"
-    return Typing(text, {**sizes, "g": (groups,)}, (Store("group", "g"),), fixed=fixed)
+        return " ".join(outs), window, " ".join(outs), {}
+    return window, window, " ".join(outs), dict(zip(outs, pooled_sizes(op, op.sizes(0)[2:], kernel), strict=False))
 
 
 def _added(op: Op, output: str) -> str:
-    """Return the pattern of what com.microsoft.FusedConv adds to its result."""
-    return f", {output}" if op.type == "FusedConv" and op.has(3) else ""
+    """Return the pattern of what a convolution adds to its result, where onnxruntime has fused a sum with it."""
+    return f", {output}" if op.domain and op.has(3) else ""
 
 
 def _is_pointwise(op: Op, kernel: list[int]) -> bool:
@@ -116,21 +115,31 @@ BLOCK = 16  # channels that onnxruntime stores side by side: 8 or 16, by what th
 
 
 def blocked_convolution(op: Op) -> Typing | None:
-    """com.microsoft.nchwc.Conv, as onnxruntime saves it: whole blocks of output channels lie together in the weight."""
-    channels = op.sizes(1)[0][0]
-    if int(op.attribute("group", 1)) != 1 or op.has(3) or channels % BLOCK:
+    """com.microsoft.nchwc.Conv, as onnxruntime saves it: whole blocks of output channels lie together in the weight.
+
+    Input channels do not: within a block of output channels lie all blocks of input channels, one behind the other.
+    """
+    outputs = op.sizes(1)[0][0]
+    groups = int(op.attribute("group", 1))
+    if groups not in (1, outputs) or outputs % BLOCK:
         return None
-    plain = convolution(op)
-    data, kernel, _ = plain.text.partition(" -> ")[0].split(", ")
-    blocks, source = kernel.replace("m c", "(m z) c", 1), data
-    fixed = (*plain.fixed, "c") if op.sizes(1)[1][0] % BLOCK else plain.fixed
-    sizes = {**plain.sizes, "m": (channels // BLOCK,), "z": (BLOCK,)}
-    if "c" not in fixed:
-        blocks, source = blocks.replace(" c ", " (c y) ", 1), data.replace("b c", "b (c y)", 1)
-        sizes |= {"c": (op.sizes(1)[1][0] // BLOCK,), "y": (BLOCK,)}
-        fixed = (*fixed, "y")
-    outs = " ".join(letters(op.rank(0) - 2, "o"))
-    return Typing(f"{source}, {blocks}, (m z) -> b (m z) {outs}", sizes, fixed=(*fixed, "z"))
+    spatial, window, outs, sizes = _places(op)
+    output = f"b (m z) {outs}"
+    rest = f"(m z){_added(op, output)} -> {output}"
+    blocks, fixed = {**sizes, "m": (outputs // BLOCK,), "z": (BLOCK,)}, (*sizes, "z")
+    if groups > 1:
+        return Typing(f"b (m z) {spatial}, (m z) _ {window}, {rest}", blocks, (Store("group", "(m z)"),), fixed)
+    return Typing(f"b c {spatial}, (m z) c {window}, {rest}", blocks, fixed=(*fixed, "c"))
+
+
+def reorder_input(op: Op) -> Typing:
+    """com.microsoft.nchwc.ReorderInput: channels side by side, first or last, become channels in whole blocks."""
+    axis = 3 if int(op.attribute("channels_last", 0)) else 1
+    data = "b h w c" if axis == 3 else "b c h w"
+    channels = op.sizes(0)[axis][0]
+    if channels % BLOCK:  # the last block is filled up
+        return Typing(f"{data} -> b d h w", {"d": (channels + -channels % BLOCK,)}, fixed=("c", "d"))
+    return Typing(f"{data} -> b c h w")
 
 
 def reorder_output(op: Op) -> Typing:
@@ -143,6 +152,7 @@ def reorder_output(op: Op) -> Typing:
 
 
 rule("Conv", blocked_convolution, domain="com.microsoft.nchwc")
+rule("ReorderInput", reorder_input, domain="com.microsoft.nchwc")
 rule("ReorderOutput", reorder_output, domain="com.microsoft.nchwc")
 rule("MatMul", matmul)
 rule("Gemm", gemm)
