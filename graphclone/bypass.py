@@ -8,11 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis
-from graphclone.axes.axis import find
-from graphclone.axes.typed import AxisTyping
 from graphclone.blocks import Block, Stack
 from graphclone.cut import Cut
-from graphclone.errors import CutError
 from graphclone.flow import is_fused_sum
 from graphclone.graphs import walk
 from graphclone.model import Model
@@ -53,9 +50,7 @@ def _remove_spans(child: Model, analysis: Analysis, spans: Sequence[tuple[str, s
         entry = exit
         while entry in entry_of:
             entry = entry_of[entry]
-        order = _order(analysis.typing, entry, exit)
-        start = tensors[entry] if order is None else _turned(scopes[exit], tensors[entry], tensors[exit], order)
-        _rewire(scopes[exit], tensors[exit], start)
+        _rewire(scopes[exit], tensors[exit], tensors[entry])
     for graph in walk(child.graph):
         remove_dead(graph)
     child.graph.inputs[:] = [t for t in child.graph.inputs if t.name not in read or _is_read(t, child.graph)]
@@ -86,27 +81,6 @@ def _remove_outputs(graph: gs.Graph, lost: set[str]) -> None:
                 for body in bodies:
                     del body.outputs[position]
     graph.outputs[:] = [tensor for tensor in graph.outputs if tensor.name not in lost]
-
-
-def _order(typing: AxisTyping, entry: str, exit: str) -> list[int] | None:
-    """Return where the axes of an exit are in an entry, None where they stand alike.
-
-    An exporter turns the stream behind the last block, and leaves the turn out where another one follows it.
-    """
-    before, after = ([find(axis) for axis in typing.types[name] or ()] for name in (entry, exit))
-    if before != after and set(before) == set(after) and len(set(before)) == len(before) == len(after):
-        return [before.index(axis) for axis in after]
-    if [axis.size for axis in before] != [axis.size for axis in after]:
-        raise CutError(f"cannot drop what lies between '{entry}' and '{exit}': their axes do not stand alike; keep it")
-    return None
-
-
-def _turned(graph: gs.Graph, entry: gs.Tensor, exit: gs.Tensor, order: list[int]) -> gs.Tensor:
-    """Return an entry with its axes in another order, computed where the exit was."""
-    turned = gs.Variable(f"{exit.name}_turned", entry.dtype)
-    place = next(i for i, node in enumerate(graph.nodes) if node is exit.inputs[0])
-    graph.nodes.insert(place, gs.Node("Transpose", f"{exit.name}_turn", {"perm": order}, [entry], [turned]))
-    return turned
 
 
 def _rewire(graph: gs.Graph, exit: gs.Tensor, entry: gs.Tensor) -> None:
@@ -232,26 +206,28 @@ def remove_dead(graph: gs.Graph) -> None:
 
 
 def _numbering(child: Model, stack: Stack) -> list[tuple[str, int]]:
-    """Return the (text before, offset) pairs by which names carry a block's number, as ('transformer.h.', 0).
+    """Return the (text before, offset) pairs by which names carry a block's number, or one more, as ('transformer.h.', 0).
 
     Names that several blocks read tell nothing, but those of caches: four tables for all are not a table of each block.
+    What has other numbers in a block as well counts something else: its operators of a kind, or layers that alternate.
     """
     common: set[tuple[str, int]] | None = None
+    other: set[str] = set()
     ends = {tensor.name for tensor in (*child.graph.inputs, *child.graph.outputs)}
     names = [_names_in(child, block) for block in stack.blocks]
     times = Counter(itertools.chain.from_iterable(names))
     for block, mine in zip(stack.blocks, names, strict=True):
-        own = [name for name in mine if times[name] == 1 or name in ends]
-        here = {place for name in own for place in _places(name, block.index)}
+        own = {name: set(_places(name, block.index)) for name in mine if times[name] == 1 or name in ends}
+        other |= {text for name in own.keys() - ends for text, offset in own[name] if offset not in (0, 1)}
+        here = set().union(*own.values())
         common = here if common is None else common & here
-    return sorted(common or ())
+    return sorted(place for place in common or () if place[0] not in other)
 
 
 def _places(name: str, number: int) -> Iterator[tuple[str, int]]:
-    """Yield the text before each number in a name that is a block's, or one more, and by how much more it is."""
+    """Yield the text before each number in a name, and by how much that is more than a block's."""
     for match in re.finditer(r"\d+", name):
-        if (offset := int(match.group()) - number) in (0, 1):
-            yield name[: match.start()], offset
+        yield name[: match.start()], int(match.group()) - number
 
 
 def _names_in(child: Model, block: Block) -> set[str]:
@@ -275,7 +251,8 @@ def _renumber(child: Model, numbering: Sequence[tuple[str, int]], kept: Sequence
         return
     number = {old: new for new, old in enumerate(kept)}
     offsets = dict(numbering)
-    pattern = re.compile("(" + "|".join(re.escape(p) for p in sorted(offsets, key=len, reverse=True)) + r")(\d+)(?!\d)")
+    texts = "|".join(re.escape(text) for text in sorted(offsets, key=len, reverse=True))
+    pattern = re.compile(rf"(?<!\w)({texts})(\d+)(?!\d)")
 
     def renamed(text: str) -> str:
         def one(match: re.Match) -> str:

@@ -286,6 +286,19 @@ def test_tables_that_all_blocks_read_are_not_numbered_as_blocks(gpt2):
     assert len({node.name for node in child.graph.nodes}) == len(child.graph.nodes)
 
 
+def test_layers_that_alternate_are_not_numbered_as_blocks(graph):
+    """Modules 0 and 1 make the first block, 2 and 3 the second: it is not that each is called by one more."""
+    module = ("q{n} = MatMul(x{n}, b_{n}_q)  t{n} = Transpose <perm = [0, 2, 1]> (x{n})  s{n} = MatMul(q{n}, t{n}) "
+              "p{n} = Softmax(s{n})  v{n} = MatMul(p{n}, x{n})  o{n} = MatMul(v{n}, b_{n}_o)  x{m} = Add(x{n}, o{n}) ",
+              "h{n} = MatMul(x{n}, b_{n}_u)  r{n} = Relu(h{n})  o{n} = MatMul(r{n}, b_{n}_d)  x{m} = Add(x{n}, o{n}) ")  # fmt: skip
+    lines = "".join(module[n % 2].format(n=n, m=n + 1) for n in range(4))
+    weights = ", ".join(f"float[6, 6] b_{n}_{'uq'[n % 2 == 0]}, float[6, 6] b_{n}_{'do'[n % 2 == 0]}" for n in range(4))
+    model = graph(f"(float[B, S, 5] x) => (float[B, S, 6] x4) <float[5, 6] i, {weights}> {{ x0 = MatMul(x, i) {lines} }}")
+    assert [len(stack.blocks) for stack in analyse(model).stacks] == [2]
+    child = apply(model, Plan(blocks={"": (1,)}))
+    assert set(child.weights) == {"i", "b_2_q", "b_2_o", "b_3_u", "b_3_d"}
+
+
 def test_the_last_block_takes_a_turn_of_the_stream_along(graph):
     blocks = " ".join(
         f"c{i} = Conv(x{i}, a) r{i} = Relu(c{i}) d{i} = Conv(r{i}, b) s{i} = Add(d{i}, x{i}) "
