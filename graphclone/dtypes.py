@@ -64,6 +64,18 @@ def holds_weights(onnx_dtype: int) -> bool:
     return onnx_dtype not in (TensorProto.STRING, TensorProto.BOOL) and bits(onnx_dtype) <= 8
 
 
+def integer_range(onnx_dtype: int) -> tuple[int, int]:
+    """Return the least and the largest number of an integer type.
+
+    Example:
+        >>> integer_range(TensorProto.UINT8), integer_range(TensorProto.INT4)
+        ((0, 255), (-8, 7))
+    """
+    count = 2 ** bits(onnx_dtype)
+    unsigned = TensorProto.DataType.Name(onnx_dtype).startswith("U")
+    return (0, count - 1) if unsigned else (-count // 2, count // 2 - 1)
+
+
 def pack(array: np.ndarray) -> bytes:
     """Return an array's bytes as `raw_data` holds them."""
     return numpy_helper.from_array(np.ascontiguousarray(array)).raw_data

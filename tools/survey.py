@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import onnxruntime
 import survey_page
 import survey_torch
@@ -44,6 +45,7 @@ from graphclone.verify import verify
 from graphclone.verify.rounding import unrounded
 from graphclone.verify.running import difference, run
 from graphclone.verify.structure import problem_of
+from graphclone.weights import weight_of
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -55,6 +57,8 @@ TIMES = 8
 besides (scales, rotary tables, indexed bias tables, one use of a weight and not the other) sets even the uncut model
 apart from the framework's; a child, in which fewer terms hide it, may be so many times as far, and never more than the
 largest. A wrong slice is off by a tenth; verify judges the same slices to 1e-5 without the framework."""
+BROKEN = 0.3
+"""A file that is so far from the framework's model, uncut and with or without its rounding, is no export of it."""
 SHARE = 2 / 3
 
 
@@ -109,7 +113,7 @@ def _judged(row: str) -> dict:
 
 def _exported(family: str, route: str) -> tuple[Path | None, str]:
     """Return the export, or what keeps others' tools from making one that is valid."""
-    derived = route not in ROUTES
+    derived, path = route not in ROUTES, None
     try:
         path = zoo.export(family, route)
         if derived:
@@ -118,7 +122,7 @@ def _exported(family: str, route: str) -> tuple[Path | None, str]:
         if not derived or isinstance(error, GraphcloneError):
             raise
         said = " ".join(str(error).split())
-        return None, f"{type(error).__name__}: {said[:200]}"
+        return None, f"{_infinite_scale(path) if path else ''}{type(error).__name__}: {said[:200]}"
     return path, ""
 
 
@@ -127,12 +131,26 @@ def _must_run(path: Path, family: str, route: str) -> None:
     if problem := problem_of(load(path)):
         raise ValueError(problem)
     if loss_of(route) in ("", "few"):
-        batch = _batch(family, route)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # as it is written
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         known = {tensor.name for tensor in session.get_inputs()}
-        for length in (7, 5):
-            each = zoo.feeds(family, batch, length, padded=True)
+        for each in _feeds(family, route):
             session.run(None, {name: array for name, array in each.items() if name in known})
+
+
+def _infinite_scale(path: Path) -> str:
+    """Name the first QuantizeLinear to which a quantizer gave an infinite scale: it saw the infinity of a mask."""
+    for node in load(path).graph.nodes:
+        scale = node.inputs[1] if node.op == "QuantizeLinear" else None
+        if isinstance(scale, gs.Constant) and not np.isfinite(weight_of(scale).load()).all():
+            return f"QuantizeLinear node '{node.name}' has an infinite scale; "
+    return ""
+
+
+def _feeds(family: str, route: str) -> list[dict[str, np.ndarray]]:
+    """Return what a row is judged on: two lengths, padded."""
+    return [zoo.feeds(family, _batch(family, route), length, padded=True) for length in (7, 5)]
 
 
 def _batch(family: str, route: str) -> int:
@@ -159,7 +177,7 @@ Case = tuple[str, dict, Callable[[], list[list[np.ndarray]]]]
 
 def _of_zoo(model: Model, analysis: Analysis, family: str, route: str) -> dict:
     batch = _batch(family, route)
-    feeds = [zoo.feeds(family, batch, length, padded=True) for length in (7, 5)]
+    feeds = _feeds(family, route)
     cases = list(_cases(family, analysis))
     rounded = model if loss_of(route) else None
     folded, apart = tuple(_folded(model, family)), _apart(model, analysis, family)
@@ -171,12 +189,26 @@ def _of_zoo(model: Model, analysis: Analysis, family: str, route: str) -> dict:
 
     worst, tolerance = judged(cases), TOLERANCE
     if rounded:
-        own = judged([("nothing", "width", {"keep": {}})])["nothing"]
+        nothing = ("nothing", "width", {"keep": {}})
+        own = judged([nothing])["nothing"]
+        written = _apart_as_written(model, feeds, wanted(family, batch, rounded, folded, *nothing))
+        if min(own, written) > BROKEN:
+            return {"unmade": f"the file, uncut, is {own:.1g} off the framework's model"}
         tolerance = min(LARGEST[loss_of(route)], max(TOLERANCE, TIMES * own))
     if max(figure for label, figure in worst.items() if "width" in label) > tolerance:
         worst |= judged([(name, "width", {"keep": {name: kept}}) for name, kept in _widths(family, analysis).items()])
     summary = _summary(worst, {label: kind for label, kind, _ in cases}, tolerance)
-    return summary | ({"own": own} if rounded else {})
+    return summary | ({"own": own, "as_written": written} if rounded else {})
+
+
+def _apart_as_written(model: Model, feeds: list[dict], outputs: list[list[np.ndarray]]) -> float:
+    """Return how far a file that rounds is from the framework's model, with all its rounding."""
+    names = [tensor.name for tensor in model.outputs]
+    try:
+        pairs = zip(run(raised(model), feeds), outputs, strict=True)
+        return max(difference(got, dict(zip(names, want, strict=True))) for got, want in pairs)
+    except GraphcloneError:
+        return float("inf")
 
 
 def _cases(family: str, analysis: Analysis) -> Iterator[tuple[str, str, dict]]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from graphclone.dtypes import bits, is_float
+from graphclone.dtypes import integer_range, is_float
 from graphclone.pytorch.code import DEVICE, Code
 from graphclone.pytorch.known import LARGEST, known_constant
 from graphclone.pytorch.program import Op, Program, Unsupported, Value
@@ -98,8 +98,7 @@ def _fold_quantize(op: Op, made: Made) -> Result:
         kind = op[2].weight.onnx_dtype if op[2] is not None else kind
         if is_float(kind):
             return None
-        unsigned, count = TensorProto.DataType.Name(kind).startswith("U"), 2 ** bits(kind)
-        op.attributes["range"] = (0, count - 1) if unsigned else (-count // 2, count // 2 - 1)
+        op.attributes["range"] = integer_range(kind)
     for slot in range(1, len(op.inputs)):
         if op[slot] is not None:
             op.inputs[slot] = _number(op[slot], made)

@@ -1,7 +1,8 @@
 """Copies of a model whose activations are not rounded to few bits, so that a figure near zero means what it says.
 
 Rounding turns a difference in the last bit of a sum, which another order of its terms makes, into a whole step of the
-scale. Weights, and their scales and zero points, stay what they are.
+scale. Weights, and their scales and zero points, stay what they are. So does what a zero point at the least integer does:
+it lets no negative number through, and quantizers drop the Relu before it.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from graphclone.dtypes import integer_range, is_float
 from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.weights import Weight, weight_of
@@ -94,7 +96,7 @@ def _scale_and_zero(node: gs.Node) -> tuple[float, float] | None:
 def _rewritten(node: gs.Node, rounds: bool, real: set[int], names: "_Names") -> Iterator[gs.Node]:
     if node.op == "QuantizeLinear" and rounds:
         _become_real(node, real)
-        yield _passing(node, names)
+        yield _positive(node, names) or _passing(node, names)
     elif node.op == "DequantizeLinear" and id(node.inputs[0]) in real:
         yield _passing(node, names)
     elif node.op in REAL and (source := _dynamic(node.inputs[0])) is not None:
@@ -161,6 +163,18 @@ def _passing(node: gs.Node, names: "_Names") -> gs.Node:
     node.inputs.clear()
     node.outputs.clear()
     return gs.Node("Identity", names.new(node.name), {}, [source], [output])
+
+
+def _positive(node: gs.Node, names: "_Names") -> gs.Node | None:
+    """Return the Relu that a QuantizeLinear is besides rounding, if its zero point is the least integer, or None."""
+    zero = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
+    kind = weight_of(zero).onnx_dtype if zero is not None else node.attrs.get("output_dtype") or TensorProto.UINT8
+    scale, place = _scale_and_zero(node)
+    if is_float(kind) or place != integer_range(kind)[0] or not np.isfinite(scale):
+        return None
+    relu = _passing(node, names)
+    relu.op = "Relu"
+    return relu
 
 
 def _real_product(node: gs.Node, source: gs.Node, names: "_Names") -> list[gs.Node]:
