@@ -18,6 +18,7 @@ CHUNK_BYTES = 4 << 20
 SAMPLE_BYTES = 64 << 10
 SAMPLE_STRIPS = 16
 MOST_REPEATED = 1 << 20
+SENTINEL = 1e4  # no parameter is as large: such a number forbids, or marks, what it stands at
 
 
 class Weight(LazyValues):
@@ -204,7 +205,8 @@ def repeated_axes(weight: Weight) -> tuple[int, ...]:
     """Return the axes along which a tensor repeats itself, as a mask does along batch and heads; it is read.
 
     Numbers that are the same throughout are no repetition but parameters at their start: zeros of position embeddings,
-    ones of a scale. Tensors of more than a million entries are not looked at.
+    ones of a scale; but for what no parameter is, what scores are where a mask forbids them. Tensors of more than a
+    million entries are not looked at.
 
     Example:
         >>> repeated_axes(Weight.of(np.broadcast_to(np.tri(3, dtype=np.float32), (2, 3, 3))))
@@ -215,7 +217,8 @@ def repeated_axes(weight: Weight) -> tuple[int, ...]:
     values = weight.load()
     wide = [axis for axis, size in enumerate(values.shape) if size > 1]
     found = tuple(axis for axis in wide if (values == values.take([0], axis)).all())
-    return () if is_float(weight.onnx_dtype) and len(found) == len(wide) else found
+    uniform = is_float(weight.onnx_dtype) and len(found) == len(wide)
+    return () if uniform and np.abs(values.flat[0]) < SENTINEL else found
 
 
 def _strips(data: memoryview | bytes, nbytes: int) -> Iterator[bytes]:

@@ -9,10 +9,12 @@ import torch
 
 from graphclone.analysis import analyse
 from graphclone.axes.axis import leaves
+from graphclone.graphs import constants
 from graphclone.model import Model, load
 from graphclone.pytorch import to_torch
 from graphclone.verify import verify
 from graphclone.verify.running import run
+from graphclone.weights import Weight
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHUFFLED = ["jax/scan", "optimum/bart/decoder_model", "optimum/gpt2/model", "paddle/vit", "tf/bert"]
@@ -173,6 +175,33 @@ def test_heads_of_attention_however_it_is_written(graph, text: str, heads: dict[
     sizes = {d.name: d.size for d in analysis.dimensions if not d.locked}
     assert sizes == {"hidden": 12, "vocab": 17} | {f"blocks.0.{name}": size for name, size in heads.items()}
     assert [half.kind for stack in analysis.stacks for block in stack.blocks for half in block.halves] == ["attention"]
+    report = verify(model, analysis=analysis)
+    assert report.ok, str(report)
+
+
+LAYER = """c{i} = Einsum <equation = "btd,dhk->bthk"> (x{i}, q{i})
+    f{i} = Einsum <equation = "btd,dhk->bthk"> (x{i}, k{i})
+    m{i} = Einsum <equation = "bthk,bshk->bhts"> (c{i}, f{i})  s{i} = Mul(m{i}, scale)
+    a{i} = Where(mask, s{i}, forbidden)  p{i} = Softmax(a{i})
+    g{i} = Einsum <equation = "btd,dhk->bthk"> (x{i}, v{i})  n{i} = Einsum <equation = "bhts,bshk->bthk"> (p{i}, g{i})
+    w{i} = Einsum <equation = "bthk,hkd->btd"> (n{i}, o{i})  x{j} = Add(x{i}, w{i})
+"""
+FORBIDDEN = f"""(int64[B, 4] ids) => (float[B, 4, 12] x2) <
+    float[17, 12] table, bool[4, 4] mask, float[1, 3, 4, 4] forbidden, float[12, 3, 5] q0, float[12, 3, 5] k0,
+    float[12, 3, 5] v0, float[3, 5, 12] o0, float[12, 3, 5] q1, float[12, 3, 5] k1, float[12, 3, 5] v1,
+    float[3, 5, 12] o1, float scale = {{0.001}}> {{
+    x0 = Gather(table, ids)  {LAYER.format(i=0, j=1)}{LAYER.format(i=1, j=2)} }}"""
+
+
+@pytest.mark.parametrize(("number", "layers"), [(-1e9, 1), (-np.inf, 1), (0.5, 2)])
+def test_heads_are_not_tied_by_what_scores_are_where_all_layers_forbid_them(graph, number: float, layers: int) -> None:
+    model = graph(FORBIDDEN)
+    stored = {"forbidden": np.full((1, 3, 4, 4), number, np.float32), "mask": np.tri(4, dtype=bool)}
+    for constant in constants(model.graph):
+        if constant.name in stored:
+            constant._values = Weight.of(stored[constant.name])
+    analysis = analyse(model)
+    assert {len(d.blocks) for d in analysis.dimensions if d.role == "heads"} == {layers}
     report = verify(model, analysis=analysis)
     assert report.ok, str(report)
 

@@ -74,9 +74,7 @@ def _of_queries(
     return [axis for axis in _unlike(nodes[before].outputs[0], known) if {id(leaf) for leaf in leaves(axis)} <= made]
 
 
-def _projected(
-    heads: Sequence[Axis], index: int, within: Sequence[int], contractions: Contractions
-) -> list[Axis]:
+def _projected(heads: Sequence[Axis], index: int, within: Sequence[int], contractions: Contractions) -> list[Axis]:
     """Return what values lost to an output projection of each head that came before their mixing, which sums heads."""
     wanted = {id(leaf) for axis in heads for leaf in leaves(axis)}
     found = [contractions[i] for i in within if i < index and contractions[i] and contractions[i].weight is not None]

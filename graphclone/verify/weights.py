@@ -16,10 +16,9 @@ from graphclone.graphs import walk
 from graphclone.model import Model
 from graphclone.precision import raised
 from graphclone.sources import Source
-from graphclone.weights import Weight, repeated_axes, weight_of
+from graphclone.weights import SENTINEL, Weight, repeated_axes, weight_of
 
 SPREAD = 0.1
-LARGEST = 1e4  # masks and sentinels beyond it stay as they are
 HELD_BYTES = 1 << 30
 SIZES_AS_FLOATS = {"Resize": (1, 2), "Upsample": (1,)}
 
@@ -103,7 +102,7 @@ class _Scattered(Source):
 
     def _draw(self, values: np.ndarray) -> np.ndarray:
         largest = np.abs(values).max(initial=0)
-        if not largest <= LARGEST or _counts(values):
+        if not largest < SENTINEL or _counts(values):
             return values
         scale = float(np.sqrt(np.mean(np.square(values.reshape(-1)[: 1 << 16])))) or float(largest) or 1.0
         repeated = repeated_axes(self.weight)
