@@ -78,6 +78,32 @@ WRITTEN_OUT = """(float[B, S, 12] x, float[B, S, 12] z) => (float[B, S, 12] y) <
     m = MatMul(a, t)  p = Softmax(m)  v = MatMul(p, e)  w = MatMul(v, o)  y = Add(e, w) }"""
 
 
+PLAIN = """(float[B, 3, 24, 24] pixels) => (float[B, 14] y) <float[12, 3, 8, 8] w, float[15, 12] v, float[14, 15] u> {
+    p = Conv(pixels, w)  m = GlobalAveragePool(p)  f = Flatten(m)  a = Tanh(f)
+    h = Gemm <transB = 1> (a, v)  r = Relu(h)  y = Gemm <transB = 1> (r, u) }"""
+ROUNDED = """(float[B, 3, 24, 24] pixels) => (float[B, 14] y)
+    <int8[12, 3, 8, 8] w8, int8[15, 12] v8, int8[14, 15] u8, float s = {0.1}, uint8 z = {128}> {
+    u = DequantizeLinear(u8, s)  q = QuantizeLinear(pixels, s, z)  v = DequantizeLinear(v8, s)
+    d = DequantizeLinear(q, s, z)  w = DequantizeLinear(w8, s)
+    p = Conv(d, w)  m = GlobalAveragePool(p)  f = Flatten(m)  a = Tanh(f)
+    h = Gemm <transB = 1> (a, v)  r = Relu(h)  y = Gemm <transB = 1> (r, u) }"""
+DYNAMIC = """(float[B, 3, 24, 24] pixels) => (float[B, 14] y)
+    <int8[12, 3, 8, 8] w8, int8[15, 12] v8, int8[14, 15] u8, float s = {0.1}> {
+    u = DequantizeLinear(u8, s)  v = DequantizeLinear(v8, s)
+    q, t, z = DynamicQuantizeLinear(pixels)
+    i = ConvInteger(q, w8, z)  c = Cast <to = 1> (i)  p = Mul(c, t)
+    m = GlobalAveragePool(p)  f = Flatten(m)  a = Tanh(f)
+    h = Gemm <transB = 1> (a, v)  r = Relu(h)  y = Gemm <transB = 1> (r, u) }"""
+
+
+@pytest.mark.parametrize("text", [PLAIN, ROUNDED, DYNAMIC], ids=["plain", "rounded", "dynamic"])
+def test_rounding_changes_no_name(graph, text: str) -> None:
+    """Quantizers put scales before weights and rounding before convolutions; an image's channels stay fixed."""
+    found = [(d.name, d.size, d.locked is not None) for d in analyse(graph(text)).dimensions if d.name[:3] != "pos"]
+    free = [("head_0", 12, False), ("head_1", 15, False), ("head_2", 14, False)]
+    assert sorted(found) == sorted([*free, ("channels", 3, True), ("kernel", 8, True), ("kernel_1", 8, True)])
+
+
 def test_a_length_that_an_exporter_wrote_into_a_reshape(graph) -> None:
     model = graph(WRITTEN_OUT)
     analysis = analyse(model)

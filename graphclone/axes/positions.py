@@ -16,6 +16,8 @@ from graphclone.graphs import holds_floats
 from graphclone.op import Op
 
 INDEXING = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "ScatterElements": 1, "ScatterND": 1}
+ROUNDING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+CONVOLUTIONS = ("Conv", "ConvInteger", "FusedConv", "QLinearConv")
 
 
 class Positions:
@@ -24,7 +26,7 @@ class Positions:
     def __init__(self, typing: AxisTyping, equations: Equations):
         self.typing = typing
         self.equations = equations
-        self.origin: dict[str, str] = {}  # tensor -> graph input whose values it only rearranges
+        self.origin: dict[str, str] = {}  # tensor -> graph input whose values it only rearranges, or rounds
         self.axes: dict[str, Axis] = {}  # integer tensor -> the axis its values are positions on
         self.wrapped = WrappedIndices(self.origin)
         self.compared: dict[str, str] = {}  # graph input -> the node that computes with its values
@@ -40,6 +42,8 @@ class Positions:
             return
         output = op.node.outputs[0].name
         first = op.node.inputs[0].name if op.node.inputs else ""
+        if op.type in ROUNDING and first in self.origin:
+            self.origin[output] = self.origin[first]
         if typing.moves and op.has(0):
             if first in self.origin:
                 self.origin[output] = self.origin[first]
@@ -72,7 +76,7 @@ class Positions:
                 self.compared.setdefault(self.wrapped.shifted[tensor.name], op.where)
             if tensor.name in self.origin:
                 self.compared.setdefault(self.origin[tensor.name], op.where)
-                if op.type == "Conv" and slot == 0:
+                if op.type in CONVOLUTIONS and slot == 0:
                     self._lock_input(self.origin[tensor.name])
             if tensor.name in self.axes:
                 lock(self.axes[tensor.name], f"{op.where} computes with positions on it")

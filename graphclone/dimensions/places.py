@@ -1,7 +1,7 @@
 """Where nodes stand in what the graph computes, whatever their order in the file."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -32,6 +32,11 @@ class Places:
         gives = [[t.name for t in node.op.node.outputs if t.name] for node in nodes]
         self.depth = _depths(reads, gives, [c is not None and c.weight is not None for c in contractions])
         self.first_input = _firsts(reads, gives, [tensor.name for tensor in graph.inputs])
+        self.gives, self.inputs = gives, len(graph.inputs)
+        self.readers: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for i, node in enumerate(nodes):
+            for slot, tensor in enumerate(node.op.node.inputs):
+                self.readers[tensor.name].append((i, slot))
         self._adopt(reads, gives, len(graph.inputs))
         self.first_output = _firsts(gives[::-1], reads[::-1], [tensor.name for tensor in graph.outputs])[::-1]
         ends = {stack.points[-1] for stack in stacks}
@@ -54,6 +59,15 @@ class Places:
         contracted = () if contraction is None else contraction.contracted
         read = any(leaf is other for axis in contracted for other in leaves(axis))
         return (self.depth[node] - read, self.first_input[node], self.first_output[node])
+
+    def uses(self, node: int, slot: int) -> Iterator[tuple[int, int]]:
+        """Yield the (node, slot) that a weight is for: behind what is computed of weights alone, as their scales are."""
+        readers = [reader for name in self.gives[node] for reader in self.readers[name]]
+        if self.first_input[node] < self.inputs or not readers:
+            yield node, slot
+        else:
+            for reader in readers:
+                yield from self.uses(*reader)
 
     def kind(self, nodes: Iterable[int]) -> str:
         """Return `stem` for what some of the nodes contribute to a stack, else `head`."""

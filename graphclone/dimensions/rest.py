@@ -18,19 +18,19 @@ def name_rest(found: Collection, nodes: Sequence[TypedNode], carriers: Carriers,
 
     Numbers follow what the graph computes, not how its nodes happen to be ordered: exporters differ in that.
     """
-    uses: dict[int, list[tuple[tuple, int, int, Axis]]] = defaultdict(list)
+    uses: dict[int, list[tuple[tuple, int, int, int, Axis]]] = defaultdict(list)
     for i, node in enumerate(nodes):
         for slot, tensor in enumerate(node.op.node.inputs):
             if not isinstance(tensor, gs.Constant) or slot >= len(node.op.axes) or node.op.axes[slot] is None:
                 continue
-            for axis in node.op.axes[slot]:
-                for leaf in leaves(axis):
-                    if id(leaf) not in found.taken and not is_unit(leaf) and carriers.of(leaf):
-                        uses[id(leaf)].append((places.key(i, leaf), i, slot, leaf))
-    first = sorted((min(use, key=lambda use: use[:3]) for use in uses.values()), key=lambda use: use[:3])
+            for place, leaf in enumerate(leaf for axis in node.op.axes[slot] for leaf in leaves(axis)):
+                if id(leaf) not in found.taken and not is_unit(leaf) and carriers.of(leaf):
+                    for use in places.uses(i, slot):
+                        uses[id(leaf)].append((places.key(use[0], leaf), *use, place, leaf))
+    first = sorted((min(use, key=lambda use: use[:4]) for use in uses.values()), key=lambda use: use[:4])
     numbers: Counter = Counter()
     inner: dict[str, list[tuple[Axis, str, int]]] = defaultdict(list)
-    for _, i, slot, leaf in first:
+    for _, i, slot, _, leaf in first:
         blocks = dict.fromkeys(places.blocks[other] for _, other, *_ in uses[id(leaf)])
         if leaf.lock is not None:
             found.add("free", leaf, _fixed_name(leaf, nodes[i], slot, carriers, found.names()))
