@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 import torch
 
@@ -211,6 +212,8 @@ def read(model: Model) -> Program:
         return values[tensor.name]
 
     inputs = [value(tensor) for tensor in graph.inputs]
+    wanted = {tensor.name for scope in walk(graph) for node in scope.nodes for tensor in node.inputs}
+    wanted |= {tensor.name for scope in walk(graph) for tensor in scope.outputs}
     ops: list[Op] = []
 
     def add(graph: gs.Graph, inside: tuple[tuple[str, int], ...]) -> None:
@@ -223,7 +226,7 @@ def read(model: Model) -> Program:
             op = Op(
                 type=node.op,
                 inputs=[value(tensor) for tensor in [*node.inputs, *chosen]],
-                outputs=[value(tensor) for tensor in node.outputs],
+                outputs=[value(tensor) for tensor in _given(node, wanted, model.opset)],
                 attributes={} if bodies else dict(node.attrs),
                 domain="" if node.domain in STANDARD else node.domain,
                 name=node.name,
@@ -240,6 +243,23 @@ def read(model: Model) -> Program:
     add(graph, ())
     outputs = [value(tensor) for tensor in graph.outputs]
     return Program(ops, inputs, outputs, SizeTable())
+
+
+def _given(node: gs.Node, wanted: set[str], opset: int) -> list[gs.Tensor]:
+    """Return a node's outputs without those at its end that it may leave out and nothing wants: a norm's statistics."""
+    outputs = list(node.outputs)
+    while len(outputs) > 1 and (outputs[-1].is_empty() or outputs[-1].name not in wanted):
+        if not _may_leave_out(node, len(outputs) - 1, opset):
+            break
+        outputs.pop()
+    return outputs
+
+
+def _may_leave_out(node: gs.Node, number: int, opset: int) -> bool:
+    if node.domain not in STANDARD or not onnx.defs.has(node.op, opset):
+        return False
+    formal = onnx.defs.get_schema(node.op, opset, "").outputs[number : number + 1]
+    return bool(formal) and formal[0].option == onnx.defs.OpSchema.FormalParameterOption.Optional
 
 
 def branches(node: gs.Node) -> list[gs.Graph]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from graphclone.errors import InputError
 from graphclone.model import Model
 from graphclone.pytorch import to_torch
 
@@ -152,6 +153,17 @@ def test_layer_norm_written_out():
         node("Div", ["c", "r"], ["n"]), node("Mul", ["n", "norm.weight"], ["w"]), node("Add", ["w", "norm.bias"], ["y"]),  # noqa: E501
     ]  # fmt: skip
     assert "nn.LayerNorm(12, eps=1e-06)" in agrees(unary(nodes, constants), X)
+
+
+def test_statistics_that_a_norm_gives_and_nothing_reads():
+    """Some tools name all the outputs that an operator can have."""
+    node = helper.make_node
+    constants = [number(np.linspace(0.5, 2, 12, dtype=np.float32), "norm.weight")]
+    norm = node("LayerNormalization", ["x", "norm.weight"], ["n", "mean", "deviation"])
+    dropped = [node("Dropout", ["n"], ["d", "mask"]), node("Neg", ["d"], ["y"])]
+    assert "nn.LayerNorm(12" in agrees(unary([norm, *dropped], constants), X)
+    with pytest.raises(InputError, match="'mean' has no PyTorch counterpart"):
+        agrees(unary([norm, node("Add", ["n", "mean"], ["y"])], constants), X)
 
 
 def test_a_threshold_is_no_parameter_and_a_factor_is():
