@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis
-from graphclone.axes.axis import Axis, find
+from graphclone.axes.axis import Axis, find, is_unit
 from graphclone.axes.contractions import contracting_node, contraction_of
 from graphclone.axes.typed import Axes, TypedNode
 from graphclone.blocks import Half
@@ -155,6 +155,8 @@ def _linear(
         return "its weight is the first factor"
     uses = [use for use in analysis.typing.uses[tensor.name] if contracting_node(use.node) is op.node]
     stored = [find(axis) for axis in uses[0].axes] if uses else []
+    if {id(find(axis)) for axis in contraction.shared if not is_unit(axis)} & {id(axis) for axis in stored}:
+        return "it has a matrix for each entry of an axis that its input has too"
     if op.type == "Conv":
         inner, outer = stored[1:], stored[:1]
         window = {key: op.node.attrs[key] for key in WINDOW if key in op.node.attrs}

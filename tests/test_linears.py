@@ -52,6 +52,14 @@ def test_others_are_left_alone_with_the_reason(graph, body, why):
     assert why in reason
 
 
+def test_a_matrix_for_each_expert_is_no_linear_operator(graph):
+    """`btef, efd -> bted` is one for each e, though its axes come in the order of one from f to (e, d)."""
+    model = graph("""(float[B, T, 3, 4] x) => (float[B, T, 3, 5] y) <float[3, 4, 5] w> {
+        y = Einsum<equation="btef,efd->bted">(x, w) }""")
+    ((_, reason),) = left_alone(analyse(model), model)
+    assert not found(model) and "a matrix for each entry" in reason
+
+
 def test_a_tied_head_is_found_only_where_it_parts(graph):
     model = graph("""(int64[B] ids) => (float[B, 9] y) <float[9, 4] e> {
         x = Gather(e, ids) t = Transpose<perm=[1, 0]>(e) y = MatMul(x, t) }""")
