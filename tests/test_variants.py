@@ -59,6 +59,18 @@ def test_a_variant_is_cut_like_the_framework_itself(family, route):
     assert found["torch"]["bad"] == [] and found["torch"]["worst"] <= 1e-5
 
 
+def test_a_file_far_from_its_model_is_the_tools_not_ours():
+    """The lesser of two distances counts: what only leaving the rounding out sets apart is a mistake of ours."""
+    assert "0.7 off" in survey.broken(own=0.85, written=0.74)
+    assert survey.broken(own=1.5, written=0.1) == survey.broken(own=1e-6, written=0.74) == ""
+
+
+def test_a_child_may_be_as_far_as_what_its_file_rounds_sets_apart():
+    assert survey.tolerance_of("bf16", 1e-6) == survey.tolerance_of("few", 1e-5) == 1e-5
+    assert survey.tolerance_of("bf16", 6e-5) == 2**-9 and survey.tolerance_of("fp16", 6e-5) == 8 * 6e-5
+    assert survey.tolerance_of("few", 6e-5) == 8 * 6e-5 and survey.tolerance_of("few", 1.0) == 5e-2
+
+
 def test_what_a_tool_computed_ahead_stays_in_the_framework_too():
     given = [torch.from_numpy(array) for array in zoo.feeds("deberta_v2", 2, 7, padded=True).values()]
     layout = zoo.family("deberta_v2").layout

@@ -57,8 +57,8 @@ TIMES = 8
 besides (scales, rotary tables, indexed bias tables, one use of a weight and not the other) sets even the uncut model
 apart from the framework's; a child, in which fewer terms hide it, may be so many times as far, and never more than the
 largest. A wrong slice is off by a tenth; verify judges the same slices to 1e-5 without the framework."""
-BROKEN = 0.3
-"""A file that is so far from the framework's model, uncut and with or without its rounding, is no export of it."""
+HALF_STEP = {"fp16": 2**-12, "bf16": 2**-9}
+"""By how much a file in 16 bits rounds a single number, relatively: an attention scale, a factor of embeddings."""
 SHARE = 2 / 3
 
 
@@ -192,9 +192,9 @@ def _of_zoo(model: Model, analysis: Analysis, family: str, route: str) -> dict:
         nothing = ("nothing", "width", {"keep": {}})
         own = judged([nothing])["nothing"]
         written = _apart_as_written(model, feeds, wanted(family, batch, rounded, folded, *nothing))
-        if min(own, written) > BROKEN:
-            return {"unmade": f"the file, uncut, is {own:.1g} off the framework's model"}
-        tolerance = min(LARGEST[loss_of(route)], max(TOLERANCE, TIMES * own))
+        if problem := broken(own, written):
+            return {"unmade": problem}
+        tolerance = tolerance_of(loss_of(route), own)
     if max(figure for label, figure in worst.items() if "width" in label) > tolerance:
         worst |= judged([(name, "width", {"keep": {name: kept}}) for name, kept in _widths(family, analysis).items()])
     summary = _summary(worst, {label: kind for label, kind, _ in cases}, tolerance)
@@ -283,6 +283,31 @@ def loss_of(route: str) -> str:
         if loss in route:
             return loss
     return VARIANTS[route].loss if route in VARIANTS else ""
+
+
+def tolerance_of(loss: str, own: float) -> float:
+    """Return how far a child may be from the framework's where the uncut file is `own` from it.
+
+    The scales that a file rounds may show less in the parent than in a child, whose scores are other ones.
+
+    Example:
+        >>> tolerance_of("fp16", 1e-7), tolerance_of("fp16", 2e-5), tolerance_of("few", 1e-3)
+        (1e-05, 0.000244140625, 0.008)
+    """
+    if own <= TOLERANCE:
+        return TOLERANCE
+    return min(LARGEST[loss], max(TIMES * own, HALF_STEP.get(loss, 0.0)))
+
+
+def broken(own: float, written: float) -> str:
+    """Say that a file is no export of its model, if it is as far off without its rounding as with it, uncut.
+
+    Example:
+        >>> broken(0.85, 0.74), broken(1e-6, 0.74)
+        ("the tool's file, uncut, is 0.7 off the framework's model", '')
+    """
+    nearest = min(own, written)
+    return f"the tool's file, uncut, is {nearest:.1g} off the framework's model" if nearest > survey_page.FAR else ""
 
 
 def wanted(

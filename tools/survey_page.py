@@ -27,6 +27,8 @@ ROUTES |= {
     "legacy17_bf16": "legacy, opset 17, of a module in bf16",
 } | {route: variant.title for route, variant in VARIANTS.items()}
 TOLERANCE = 1e-5
+FAR = 0.3
+"""A file that is so far from the framework's model, uncut and with and without its rounding, is no export of it."""
 ORDER = ("hidden", "heads", "kv_heads", "queries_per_kv", "head_dim", "v_head_dim", "ffn", "experts", "vocab", "free")
 INTRODUCTION = """# Coverage
 
@@ -57,7 +59,9 @@ READING = """
 Where a route rounds weights, the framework's model takes the numbers that the file holds, and the framework column at most
 1e-5 passes. What a file rounds besides (attention scales, rotary tables, one use of a shared weight and not the other) the
 framework cannot take: it sets the uncut model apart by the figure after *uncut*, and a child passes that is at most eight
-times as far, and never further than {largest}. Such a row's slices are proven by verify, to 1e-5.
+times as far, or half a step of 16 bits, which is what rounding does to a scale, and never further than {largest}. Such a
+row's slices are proven by verify, to 1e-5. A file whose uncut model is further off than {far} cannot be judged so; where
+its rounding alone makes it so, that is said below the table.
 
 optimum's files carry no smaller models of the framework: there, verify is the judge.
 """
@@ -84,7 +88,7 @@ def page(rows: Sequence[dict], total: int) -> str:
     date = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     found = ", ".join(f"{name} {version}" for name, version in (rows[-1]["versions"] if rows else versions()).items())
     parts = [INTRODUCTION.format(date=date, versions=found, verdict=_verdict(rows, total)), _summary(rows)]
-    parts.append(READING.format(largest="8e-3 in fp16, 6e-2 in bf16, 5e-2 in few bits"))
+    parts.append(READING.format(largest="8e-3 in fp16, 6e-2 in bf16, 5e-2 in few bits", far=FAR))
     for route, title in ROUTES.items():
         of_route = [row for row in rows if _split(row["row"])[1] == route]
         if of_route:
@@ -182,6 +186,11 @@ def _notes(name: str, row: dict) -> list[str]:
     notes += [f"* {name}: {folded.format(each)}" for each in row.get("folded", ())]
     if row.get("blockless"):
         notes.append(f"* {name}: {_cell(row['blockless'])}")
+    if row.get("as_written", 0) > FAR:
+        apart = (
+            f"is {row['as_written']:.1g} off the framework's model" if row["as_written"] < 1e6 else "gives no numbers"
+        )
+        notes.append(f"* {name}: with the rounding of activations that the tool wrote, the file {apart}")
     if row.get("missing"):
         notes.append(f"* {name}: not called so here: {_listed(row['missing'])}")
     notes += [f"* {name}: {_cell(failed)}" for failed in row["verify"]["failed"]]
