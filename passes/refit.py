@@ -1,5 +1,6 @@
 """Refit: set each linear operator of the child by least squares, so that it gives what the parent gave."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -366,20 +367,18 @@ class _Refitting:
 
     def _onto(self, axes: Sequence[Axis]) -> np.ndarray | None:
         """Return what the child keeps of axes side by side: positions, a basis [N, N'], or None for all."""
-        found: np.ndarray | None = None
         kept = [self.context.bases.get(axis_key(axis), self.cut.picks(axis)) for axis in axes]
         if all(each is None for each in kept):
             return None
-        for axis, each in zip(axes, kept, strict=True):
-            size = find(axis).size[0]
-            each = np.arange(size) if each is None else each
-            if found is None:
-                found = each
-            elif found.ndim == each.ndim == 1:
-                found = (found[:, None] * size + each[None]).reshape(-1)
-            else:
-                raise InputError("refit: an axis in a new basis stands beside another one; leave rotate out")
-        return found
+        sizes = [find(axis).size[0] for axis in axes]
+        kept = [np.arange(size) if each is None else each for each, size in zip(kept, sizes, strict=True)]
+        if len(kept) > 1 and any(each.ndim == 2 for each in kept):
+            bases = [each if each.ndim == 2 else np.eye(size)[:, each] for each, size in zip(kept, sizes, strict=True)]
+            return functools.reduce(np.kron, bases)
+        positions = kept[0]
+        for size, each in zip(sizes[1:], kept[1:], strict=True):
+            positions = (positions[:, None] * size + each).reshape(-1)
+        return positions
 
     def _mask(self, linear: Linear) -> str | None:
         """Return the mask whose tokens are an operator's rows."""

@@ -185,6 +185,30 @@ def test_what_mixes_rows_that_the_cut_takes_away_stays_a_slice(graph, run_pipeli
     assert verify(result.child).ok
 
 
+OFFERS = """n{i} = SimplifiedLayerNormalization(x{i}, g{i})  h{i} = MatMul(n{i}, up{i})  a{i} = Relu(h{i})
+    o{i} = Einsum <equation = "btf,fed->bted"> (a{i}, down{i})  r{i} = MatMul(n{i}, choose{i})  p{i} = Softmax(r{i})
+    w{i} = Einsum <equation = "bte,bted->btd"> (p{i}, o{i})  x{j} = Add(x{i}, w{i})
+"""
+
+
+def test_an_axis_in_a_new_basis_may_stand_beside_another(graph, run_pipeline, outputs, apart):
+    """Each unit writes several vectors into the stream, among which a softmax chooses."""
+    blocks = "".join(OFFERS.format(i=i, j=i + 1) for i in range(2))
+    weights = ", ".join(
+        f"float[12] g{i}, float[12, 20] up{i}, float[20, 3, 12] down{i}, float[12, 3] choose{i}" for i in range(2)
+    )
+    parent = graph(f"""(int64[B, 9] ids) => (float[B, 9, 17] y) <float[17, 12] table, float[12] g, float[12, 17] head,
+        {weights}> {{ x0 = Gather(table, ids)
+        {blocks}  n = SimplifiedLayerNormalization(x2, g)  y = MatMul(n, head) }}""")
+    draw = np.random.default_rng(0)
+    samples = [{"ids": draw.integers(0, 17, (8, 9))} for _ in range(5)]
+    text = "width{hidden=8 ffn=15 by=uniform}"
+    plain, fitted = (run_pipeline(each, parent, samples) for each in (text, f"{text},rotate,refit"))
+    assert {fitted.plan.replace[f"down{i}"].shape for i in range(2)} == {(15, 3, 8)}
+    wanted = outputs(parent, samples[:1])
+    assert apart(outputs(fitted.child, samples[:1]), wanted) < 0.95 * apart(outputs(plain.child, samples[:1]), wanted)
+
+
 def test_a_single_batch_is_told(make, samples, run_pipeline):
     result = run_pipeline(f"{CUT},refit", make(), samples[:1])
     assert any("none is held out" in note for note in result.notes)
