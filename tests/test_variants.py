@@ -19,7 +19,9 @@ from zoo.rounded import places  # noqa: E402
 from zoo.variants import VARIANTS  # noqa: E402
 
 from graphclone.analysis import analyse  # noqa: E402
+from graphclone.errors import CutError  # noqa: E402
 from graphclone.plan import Plan  # noqa: E402
+from graphclone.pytorch import to_torch  # noqa: E402
 from graphclone.surgery import apply  # noqa: E402
 from graphclone.verify import verify  # noqa: E402
 from graphclone.verify.rounding import rounds, unrounded  # noqa: E402
@@ -126,17 +128,32 @@ BLOCKWISE = """(float[B, 64] x) => (float[B, 64] y)
 }"""
 
 
+def test_widths_beside_blocks_have_the_names_of_widths(graph):
+    """A width that is whole blocks is cut in blocks; a table's that is one and a half is fixed, and no positions."""
+    model = graph(
+        """(int64[B] ids) => (float[B, 15] y)
+        <float[99, 24] table, uint8[48, 2, 8] w, float[48, 2] s, uint8[15, 3, 8] v, float[15, 3] t> {
+        x = Gather(table, ids)  h = com.microsoft.MatMulNBits <K = 24, N = 48, bits = 4, block_size = 16> (x, w, s)
+        a = Tanh(h)  y = com.microsoft.MatMulNBits <K = 48, N = 15, bits = 4, block_size = 16> (a, v, t) }"""
+    )
+    found = [(d.name, d.size, d.step, d.locked is not None) for d in analyse(model).dimensions]
+    assert [each for each in found if "packing" not in each[0]] == [
+        ("vocab", 99, 1, False), ("head_0", 24, 24, True), ("head_1", 48, 16, False), ("head_2", 15, 1, False)
+    ]  # fmt: skip
+
+
 def test_what_shares_a_scale_stays_together(graph):
     model = graph(BLOCKWISE)
     analysis = analyse(model)
-    inner = next(d for d in analysis.dimensions if d.size == 3 and not d.locked)  # blocks of 16
-    child = apply(model, Plan(keep={inner.name: (0, 2)}), analysis)
+    inner = next(d for d in analysis.dimensions if d.size == 48 and not d.locked)
+    rows = np.r_[0:16, 32:48]
+    assert inner.step == 16
+    child = apply(model, Plan(keep={inner.name: tuple(rows.tolist())}), analysis)
     assert [child.weights[name].shape for name in ("w", "s", "v", "t")] == [(32, 4, 8), (32, 4), (64, 2, 8), (64, 2)]
     assert [node.attrs[key] for node in child.graph.nodes for key in ("K", "N")] == [64, 32, 32, 64]
-    rows = np.r_[0:16, 32:48]
     assert (child.weights["w"].load() == model.weights["w"].load()[rows]).all()
-    locked = {d.locked for d in analysis.dimensions if d.size == 16}
-    assert locked and locked <= {f"com.microsoft.MatMulNBits node 'MatMulNBits_{i}' fixes it" for i in (0, 1)}
+    with pytest.raises(CutError, match=r"head_1"):
+        apply(model, Plan(keep={inner.name: tuple(range(24))}), analysis)
 
 
 ROUNDED = """(float[B, 12] x) => (float[B, 7] y) <float[12, 9] w, float[9, 7] v, float s = {0.05}, uint8 z = {128}> {
@@ -165,6 +182,14 @@ def test_a_zero_point_at_the_least_integer_stays_a_relu(graph):
     wanted = {"y": np.maximum(feeds["x"] @ weights["w"], 0) @ weights["v"]}
     assert difference(run(unrounded(model), [feeds])[0], wanted) < 1e-6
     assert verify(model).ok
+
+
+def test_a_number_that_is_quantized_is_one_in_pytorch(graph):
+    """Without its rounding it goes through the Relu of a zero point at the least integer."""
+    text = """(float[B, 12] x) => (float[B, 12] y) <float four = {4}, float s = {0.02}, uint8 z = {0}> {
+        q = QuantizeLinear(four, s, z)  d = DequantizeLinear(q, s, z)  y = Mul(x, d) }"""
+    x = torch.ones(2, 12)
+    assert float(to_torch(unrounded(graph(text)))(x).max()) == 4
 
 
 def test_verify_does_not_take_a_flipped_step_for_a_mistake(graph):

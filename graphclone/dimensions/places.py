@@ -61,7 +61,7 @@ class Places:
         return (self.depth[node] - read, self.first_input[node], self.first_output[node])
 
     def uses(self, node: int, slot: int) -> Iterator[tuple[int, int]]:
-        """Yield the (node, slot) that a weight is for: behind what is computed of weights alone, as their scales are."""
+        """Yield the (node, slot) that a weight is for: behind what is computed of weights alone."""
         readers = [reader for name in self.gives[node] for reader in self.readers[name]]
         if self.first_input[node] < self.inputs or not readers:
             yield node, slot

@@ -322,6 +322,7 @@ FUNCTIONS: dict[str, Callable] = {
     "Floor": _unary(math.floor),
     "Ceil": _unary(math.ceil),
     "Abs": _unary(abs),
+    "Relu": _unary(lambda a: max(a, a * 0)),
     "Not": _unary(lambda a: not a),
     "And": _compare(lambda a, b: a and b),
     "Or": _compare(lambda a, b: a or b),
