@@ -20,6 +20,7 @@ from zoo.variants import VARIANTS  # noqa: E402
 
 from graphclone.analysis import analyse  # noqa: E402
 from graphclone.errors import CutError  # noqa: E402
+from graphclone.model import load  # noqa: E402
 from graphclone.plan import Plan  # noqa: E402
 from graphclone.pytorch import to_torch  # noqa: E402
 from graphclone.surgery import apply  # noqa: E402
@@ -71,6 +72,15 @@ def test_a_child_may_be_as_far_as_what_its_file_rounds_sets_apart():
     assert survey.tolerance_of("bf16", 1e-6) == survey.tolerance_of("few", 1e-5) == 1e-5
     assert survey.tolerance_of("bf16", 6e-5) == 2**-9 and survey.tolerance_of("fp16", 6e-5) == 8 * 6e-5
     assert survey.tolerance_of("few", 6e-5) == 8 * 6e-5 and survey.tolerance_of("few", 1.0) == 5e-2
+
+
+def test_a_pooling_heads_widths_are_found_by_its_weights():
+    model = load(zoo.export("siglip", "legacy17"))
+    analysis = analyse(model)
+    called = survey._called(model, analysis, "siglip")
+    sizes = {"projection": 44, "pool_heads": 4, "pool_head_dim": 11, "pool_ffn": 104}
+    assert {name: analysis.dimension(width).size for name, width in called.items()} == sizes
+    assert len(set(called.values())) == 4 and sizes.keys() <= survey._widths("siglip", analysis, called).keys()
 
 
 def test_what_a_tool_computed_ahead_stays_in_the_framework_too():

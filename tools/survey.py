@@ -13,6 +13,7 @@ framework's own smaller models beside it.
 import fnmatch
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ from zoo.rounded import places, round_like
 from zoo.variants import VARIANTS
 
 from graphclone.analysis import Analysis, analyse
-from graphclone.axes.axis import find, first_lock, free_leaves
+from graphclone.axes.axis import find, first_lock, free_leaves, leaves
 from graphclone.cut import Cut
 from graphclone.dimensions import Dimension
 from graphclone.errors import CutError, GraphcloneError
@@ -102,7 +103,8 @@ def _judged(row: str) -> dict:
     found["verify"] = {"ok": report.ok, "worst": max(figures, default=0.0), "failed": [str(c) for c in report.failed]}
     found["torch"] = survey_torch.judge(model, analysis)
     if route:
-        found["missing"] = [name for name in zoo.dimensions(family) if not _meant(name, family, analysis)]
+        known = _called(model, analysis, family)
+        found["missing"] = [n for n in zoo.dimensions(family) if n not in known and not _meant(n, family, analysis)]
         found["folded"] = _folded(model, family)
         found["blockless"] = _blockless(analysis, family)
         found |= _of_zoo(model, analysis, family, route)
@@ -178,14 +180,15 @@ Case = tuple[str, dict, Callable[[], list[list[np.ndarray]]]]
 def _of_zoo(model: Model, analysis: Analysis, family: str, route: str) -> dict:
     batch = _batch(family, route)
     feeds = _feeds(family, route)
-    cases = list(_cases(family, analysis))
+    called = _called(model, analysis, family)
+    cases = list(_cases(family, analysis, called))
     rounded = model if loss_of(route) else None
     folded, apart = tuple(_folded(model, family)), _apart(model, analysis, family)
 
     def judged(cases: list[tuple[str, str, dict]]) -> dict[str, float]:
         outputs = functools.partial(wanted, family, batch, rounded, folded)
         pairs = [(*case, functools.partial(outputs, *case)) for case in cases]
-        return _figures(model, analysis, feeds, pairs, apart)
+        return _figures(model, analysis, feeds, pairs, apart, called)
 
     worst, tolerance = judged(cases), TOLERANCE
     if rounded:
@@ -196,7 +199,8 @@ def _of_zoo(model: Model, analysis: Analysis, family: str, route: str) -> dict:
             return {"unmade": problem}
         tolerance = tolerance_of(loss_of(route), own)
     if max(figure for label, figure in worst.items() if "width" in label) > tolerance:
-        worst |= judged([(name, "width", {"keep": {name: kept}}) for name, kept in _widths(family, analysis).items()])
+        widths = _widths(family, analysis, called)
+        worst |= judged([(name, "width", {"keep": {name: kept}}) for name, kept in widths.items()])
     summary = _summary(worst, {label: kind for label, kind, _ in cases}, tolerance)
     return summary | ({"own": own, "as_written": written} if rounded else {})
 
@@ -211,9 +215,9 @@ def _apart_as_written(model: Model, feeds: list[dict], outputs: list[list[np.nda
         return float("inf")
 
 
-def _cases(family: str, analysis: Analysis) -> Iterator[tuple[str, str, dict]]:
+def _cases(family: str, analysis: Analysis, called: Mapping[str, str]) -> Iterator[tuple[str, str, dict]]:
     """Yield (label, kind, cut): all widths; each stack without its first, middle and last block; half blocks; all."""
-    widths = _widths(family, analysis)
+    widths = _widths(family, analysis, called)
     yield "all widths", "width", {"keep": widths}
     counts = {stack.prefix.rstrip("."): len(stack.blocks) for stack in analysis.stacks}
     for stack, count in counts.items():
@@ -242,11 +246,11 @@ def _meant(name: str, family: str, analysis: Analysis) -> list[Dimension]:
         return []
 
 
-def _widths(family: str, analysis: Analysis) -> dict[str, list[int]]:
+def _widths(family: str, analysis: Analysis, called: Mapping[str, str]) -> dict[str, list[int]]:
     """Return two thirds of the indices of every width but the vocabulary; the page lists what is left out."""
     found = {}
     for name, size in zoo.dimensions(family).items():
-        meant = _meant(name, family, analysis)
+        meant = [analysis.dimension(called[name])] if name in called else _meant(name, family, analysis)
         values = _meant(name.replace("head_dim", "v_head_dim"), family, analysis) if name.endswith("head_dim") else []
         fixed = any(dimension.locked for dimension in (*meant, *values))
         if size > 1 and not name.endswith("vocab") and meant and not fixed:
@@ -351,7 +355,12 @@ def _of_fixture(model: Model, analysis: Analysis, row: str) -> dict:
 
 
 def _figures(
-    model: Model, analysis: Analysis, feeds: list[dict], cases: list[tuple], apart: Mapping[str, str] = {}
+    model: Model,
+    analysis: Analysis,
+    feeds: list[dict],
+    cases: list[tuple],
+    apart: Mapping[str, str] = {},
+    called: Mapping[str, str] = {},
 ) -> dict[str, float | str]:
     """Return, by case, how far the child is from the framework's own model; infinity where either cannot be made."""
     names = [tensor.name for tensor in model.outputs]
@@ -360,6 +369,7 @@ def _figures(
         try:
             keep = dict(cut.get("keep") or {})
             keep |= {name: keep[other] for name, other in apart.items() if other in keep}
+            keep = {called.get(name, name): kept for name, kept in keep.items()}
             child = apply(model, Plan.from_json({**cut, "keep": keep}), analysis)
             results = run(unrounded(raised(child)), feeds)
             pairs = zip(results, outputs(), strict=True)
@@ -391,25 +401,40 @@ def _apart(model: Model, analysis: Analysis, family: str) -> dict[str, str]:
     """Return the widths that are one with another width in the framework, and not in this export: {theirs: its}.
 
     An export that rounds a matrix once for the look-up and once for the logits has two where the framework shares one,
-    and so has one that splits a packed projection. What holds a parameter of the framework is found by its values.
+    and so has one that splits a packed projection.
     """
+    sizes, found = zoo.dimensions(family), {}
+    for symbol, dimension in _carried(model, analysis, family):
+        meant = analysis.dimension(symbol)
+        if meant and meant.name != dimension.name and dimension.name not in sizes:
+            found[dimension.name] = symbol
+    return found
+
+
+def _called(model: Model, analysis: Analysis, family: str) -> dict[str, str]:
+    """Return what widths of the framework's own parts, a pooling head's, are called here: {its: theirs}."""
+    pairs = _carried(model, analysis, family)
+    return {symbol: dimension.name for symbol, dimension in pairs if not _meant(symbol, family, analysis)}
+
+
+def _carried(model: Model, analysis: Analysis, family: str) -> Iterator[tuple[str, Dimension]]:
+    """Yield (symbol of the framework, width here) for what carries a parameter, which is found by its values."""
     layout, module = zoo.family(family).layout, zoo.family(family).build()
     if layout.before:
         layout.before(module)
     free = [dimension for dimension in analysis.dimensions if not dimension.locked]
     of_leaf = {id(leaf): dimension for dimension in free for axis in dimension.axes for leaf in free_leaves(axis)}
-    sizes, found = zoo.dimensions(family), {}
+    sizes = zoo.dimensions(family)
     for parameter, initializer, turned in places(module, model):
-        pattern = next((row for glob, row in layout.rows.items() if fnmatch.fnmatchcase(parameter, glob)), "(")
-        for use in analysis.typing.uses.get(initializer, ()) if "(" not in pattern else ():
-            symbols = pattern.split()[-len(use.axes) :]
-            for symbol, axis in zip(reversed(symbols), use.axes if turned else reversed(use.axes), strict=False):
-                dimension, meant = of_leaf.get(id(find(axis))), analysis.dimension(symbol)
-                if symbol not in sizes or not meant or not dimension:
-                    continue
-                if meant.name != dimension.name and dimension.name not in sizes:
-                    found[dimension.name] = symbol
-    return found
+        pattern = next((row for glob, row in layout.rows.items() if fnmatch.fnmatchcase(parameter, glob)), "")
+        for use in analysis.typing.uses.get(initializer, ()):
+            words = re.findall(r"\([^()]*\)|\S+", pattern)[-len(use.axes) :]
+            for word, axis in zip(reversed(words), use.axes if turned else reversed(use.axes), strict=False):
+                symbols, parts = word.strip("()").split(), list(leaves(axis))
+                for symbol, leaf in zip(symbols, parts, strict=True) if len(symbols) == len(parts) else ():
+                    dimension = of_leaf.get(id(leaf))
+                    if dimension and sizes.get(symbol) == leaf.size[0]:
+                        yield symbol, dimension
 
 
 def _summary(worst: dict[str, float], kinds: dict[str, str], tolerance: float = TOLERANCE) -> dict:

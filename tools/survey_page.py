@@ -42,8 +42,8 @@ READING = """
 
 * **dimensions**: how many widths can be cut, by role; locked ones, and what locks them, are listed below the table,
   but for positions, input channels, kernels and the insides of packed blocks, which are locked everywhere. What the
-  framework's own parts call otherwise (a pooling head, a state space) is cut under another name: verify judges it, the
-  framework column does not.
+  framework's own parts call otherwise (a pooling head) is found by its weights' values; where no weight tells (a state
+  space), verify judges it, the framework column does not.
 * **verify**: the worst figure of the permutation and zero oracles (`graphclone verify`); at most 1e-5 passes. Models in
   16 bits are judged in fp32, and activations are not rounded to few bits, where a difference in the last bit of a sum
   would become a whole step.
