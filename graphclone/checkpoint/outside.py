@@ -34,8 +34,9 @@ class Outside:
         """Return the tensor as it is, or cut along each axis. Raises: CutError where a size has several meanings."""
         if not is_float(weight.onnx_dtype) or RECOMPUTED.search(name) or _is_mask(weight):
             return weight
-        for axis, size in enumerate(weight.shape):
-            meanings = self._of(name, weight, size)
+        shape = tuple(weight.shape)
+        for axis, size in enumerate(shape):
+            meanings = self._beside(name, shape, axis) or self._of(name, weight, size)
             if all(picks is None for picks in meanings.values()):
                 continue
             if len(meanings) > 1:
@@ -45,6 +46,21 @@ class Outside:
                 )
             weight = weight.take(axis, next(iter(meanings.values())))
         return weight
+
+    def _beside(self, name: str, shape: tuple[int, ...], axis: int) -> Meanings:
+        """Return what an axis means in a tensor of the same module and shape, as `weight_integer` beside `weight`."""
+        found: Meanings = {}
+        module = f"{name.rpartition('.')[0]}."
+        for other, match in self._matches.items():
+            part = match.parts[0]
+            axes = list(part.use.axes)
+            if part.swapped:
+                axes[-2:] = axes[:-3:-1]
+            sizes = tuple(find(each).size[0] for each in axes)
+            whole = len(match.parts) == 1 and part.rows is None and part.undo is None
+            if whole and other.startswith(module) and "." not in other[len(module) :] and sizes == shape:
+                found |= self._meanings([axes[axis]])[sizes[axis]]
+        return found
 
     def _of(self, name: str, weight: Weight, size: int) -> Meanings:
         """A bias goes with the outputs of the weight beside it, what lies outside of blocks with the hidden size."""

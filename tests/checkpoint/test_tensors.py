@@ -66,6 +66,21 @@ def test_a_bias_beside_an_uncut_weight_stays_whole():
     assert outside.cut("a.bias", Weight.of(np.zeros(4, np.float32))).shape == (4,)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_tensor_of_the_shape_of_the_one_beside_it_is_cut_like_it(swapped):
+    """I-BERT keeps a `weight_integer` beside each weight, of as many rows as columns."""
+    outs, ins = Axis((4, 4)), Axis((4, 4))
+    axes = (ins, outs) if swapped else (outs, ins)
+    match = Match("a.weight", (Part("w", SimpleNamespace(axes=axes), swapped),))
+    cut = SimpleNamespace(picks=lambda axis: np.array([0, 2, 3]) if axis is outs else np.array([1, 3]))
+    outside = Outside(SimpleNamespace(dimensions=()), cut, {"a.weight": match})
+    values = np.arange(16, dtype=np.float32).reshape(4, 4)
+    small = outside.cut("a.weight_integer", Weight.of(values))
+    assert np.array_equal(small.load(), values[[0, 2, 3]][:, [1, 3]])
+    with pytest.raises(CutError, match="could be cut in 2 ways"):
+        outside.cut("b.weight_integer", Weight.of(values))
+
+
 @pytest.fixture
 def cut_file(planned):
     """Return a function that applies the usual plan to tensors in a lone file."""
