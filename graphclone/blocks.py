@@ -162,9 +162,14 @@ def _sum_behind(flow: Flow, half: Half, name: str) -> int | None:
         step = flow.order.get(flow.inputs_of(step)[0])
     if step not in half.nodes:
         return None
+    return step if _is_sum(flow, half, step) else None
+
+
+def _is_sum(flow: Flow, half: Half, step: int) -> bool:
+    """Tell whether a step of a half block adds two activations: a place where branches join, no bias."""
     op = flow.nodes[step].op
     adds = op.real_type == "Add" or (is_fused_sum(op.node) and flow.outputs_of(step) == [op.node.outputs[3].name])
-    return step if adds and len(_summands(flow, half, step)) == 2 else None
+    return adds and len(_summands(flow, half, step)) == 2
 
 
 def _summands(flow: Flow, half: Half, step: int) -> list[str]:
@@ -197,7 +202,22 @@ def _all_halves(flow: Flow, root: str) -> list[Half]:
             break
         halves += [half for half in found if half.entry not in {h.entry for h in halves}]
         halves.sort(key=lambda half: flow.order[half.exit])
-    return halves
+    return [inner for half in halves for inner in _opened(flow, half)]
+
+
+def _opened(flow: Flow, half: Half) -> list[Half]:
+    """Return the half blocks of the stream that a branch is of its own (groups of a Swin2SR), else the half block."""
+    mixes = set(attention_nodes(flow.nodes, flow.contractions, half.nodes))
+    if len(mixes) < 2:
+        return [half]
+    for step in reversed(half.nodes):
+        if not _is_sum(flow, half, step):
+            continue
+        for branch in _summands(flow, half, step):
+            inner = _halves(flow, half.entry, branch) if branch != half.entry else []
+            if len(inner) > 1 and mixes <= {i for found in inner for i in found.nodes}:
+                return [deeper for found in inner for deeper in _opened(flow, found)]
+    return [half]
 
 
 def _through(flow: Flow, root: str, attention: int, inner: str) -> list[Half]:

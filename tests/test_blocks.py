@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from graphclone.analysis import analyse
+from graphclone.calibration.session import open_session
 from graphclone.model import Model
 from graphclone.plan import Plan
 from graphclone.subclone import calibrate, subclone
@@ -271,3 +272,32 @@ def test_a_stream_may_begin_as_rows_that_only_its_addition_restores(graph: Graph
     assert verify(model).ok
     child = apply(model, Plan.from_json({"blocks": [1, 2]}))
     assert len(model.weights) - len(child.weights) == len(["q", "k", "v", "out", "gain", "bias"])
+
+
+@pytest.mark.parametrize("groups", [[2, 2], [3, 2, 2]])
+def test_streams_inside_a_stream_have_blocks_of_their_own(graph: Graph, groups: list[int]) -> None:
+    """A SwinIR: each group adds to the stream what its own stream has become, through a matrix."""
+
+    def written(kept: list[list[int]]) -> Model:
+        text = Text()
+        x = text.linear("x", 12, 12)
+        for size, stays in zip(groups, kept, strict=True):
+            y = x
+            for layer in range(size):
+                attended = text.add(y, text.attend(y, y))
+                after = text.add(attended, text.ffn(attended, 20))
+                y = after if layer in stays else y
+            x = text.add(x, text.linear(y, 12, 12))
+        return text.model(graph, text.norm(x))
+
+    model = written([list(range(size)) for size in groups])
+    assert kinds(model) == {"": [["attention", "ffn"]] * sum(groups)}
+    numbers = iter(range(sum(groups)))
+    names = [[next(numbers) for _ in range(size)] for size in groups]
+    for gone in range(sum(groups)):
+        kept = tuple(i for i in range(sum(groups)) if i != gone)
+        child = apply(model, Plan(blocks={"": kept}), analyse(model))
+        wanted = written([[layer for layer, i in enumerate(group) if i != gone] for group in names])
+        x = np.random.default_rng(gone).standard_normal((2, 7, 12)).astype(np.float32)
+        found, right = (open_session(each).run(None, {"x": x})[0] for each in (child, wanted))
+        assert np.allclose(found, right, atol=1e-5)
