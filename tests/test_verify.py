@@ -98,6 +98,22 @@ def test_what_is_looked_up_and_then_rounded_is_zeroed_to_zero(graph):
     assert report.ok, str(report)
 
 
+def test_a_matrix_of_whole_numbers_is_zeroed_to_its_zero_point_as_either_factor(graph):
+    """An expert's matrix is looked up in whole numbers, and stands on the left of the product."""
+    model = graph(
+        """(float[B, 12] x, int64[B] expert) => (float[B, 15] y) <uint8[3, 14, 12] up, uint8[3, 15, 14] down>
+        { s = Constant<value = float {0.01}>()  z = Constant<value = uint8 {120}>()
+          c = Constant<value = float {0.1}>()  m = Constant<value = uint8 {128}>()  axes = Constant<value_ints = [2]>()
+          p = Gather(up, expert)  q = Gather(down, expert)  column = Unsqueeze(x, axes)
+          rounded = QuantizeLinear(column, c, m)  h = QLinearMatMul(p, s, z, rounded, c, m, c, m)
+          g = QLinearMatMul(q, s, z, h, c, m, c, m)  real = DequantizeLinear(g, c, m)  y = Squeeze(real, axes) }""",
+        opset=21,
+    )
+    assert any(d.size == 14 and d.locked is None for d in analyse(model).dimensions)
+    report = verify(model)
+    assert report.ok, str(report)
+
+
 # inputs ---------------------------------------------------------------------------------------------------------
 
 

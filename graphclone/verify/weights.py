@@ -17,6 +17,7 @@ from graphclone.model import Model
 from graphclone.precision import raised
 from graphclone.sources import Source
 from graphclone.weights import SENTINEL, Weight, repeated_axes, weight_of
+from graphclone.whole_numbers import plain_of
 
 SPREAD = 0.1
 HELD_BYTES = 1 << 30
@@ -140,11 +141,10 @@ class _Zeroed(Source):
 
 
 ZERO_POINTS = {
-    "DequantizeLinear": {0: 2}, "MatMulInteger": {1: 3}, "ConvInteger": {1: 3}, "QLinearMatMul": {3: 5},
-    "QGemm": {3: 5}, "QLinearConv": {3: 5}, "MatMulIntegerToFloat": {1: 5}, "DynamicQuantizeMatMul": {1: 3},
-    "QAttention": {1: 7},
+    "DequantizeLinear": {0: 2}, "MatMulInteger": {1: 3}, "ConvInteger": {1: 3}, "MatMulIntegerToFloat": {1: 5},
+    "DynamicQuantizeMatMul": {1: 3}, "QAttention": {1: 7},
 }  # fmt: skip
-"""Where a quantized operand's zero point is: {operator: {slot: slot of the zero point}}."""
+"""Where a quantized operand's zero point is, if not behind its scale: {operator: {slot: slot of the zero point}}."""
 
 
 def _zero_point(node: gs.Node, slot: int) -> np.ndarray:
@@ -157,7 +157,9 @@ def _zero_point(node: gs.Node, slot: int) -> np.ndarray:
         tensor, moved = node.outputs[0], True
         node = tensor.outputs[0]
         slot = next(i for i, each in enumerate(node.inputs) if each is tensor)
-    at = ZERO_POINTS.get(node.op, {}).get(slot)
+    plain = plain_of(node.op, node.domain, node.attrs)
+    beside = plain is not None and slot in plain.operands(len(node.inputs))
+    at = slot + 2 if beside else ZERO_POINTS.get(node.op, {}).get(slot)
     if at is None or at >= len(node.inputs) or not isinstance(node.inputs[at], gs.Constant):
         return np.zeros(())
     zero = weight_of(node.inputs[at]).load()
