@@ -14,8 +14,9 @@ from graphclone.pytorch.parameters import Stored, spread_tables
 from graphclone.pytorch.pieces import cut, join, of_rank, pieces, rows, spread
 from graphclone.pytorch.pretrained import class_buffers
 from graphclone.pytorch.program import Program, Value
-from graphclone.pytorch.rewriting import IDIOMS, new_op, new_value
+from graphclone.pytorch.rewriting import new_op, new_value
 from graphclone.pytorch.unfolding import unfold, unfold_numbers
+from graphclone.pytorch.weight_idioms import turn_readers
 from graphclone.weights import Weight
 
 Checkpoint = Mapping[str, object] | str | Path
@@ -187,19 +188,16 @@ def _join_and_cut(program: Program, unknown: list[Value], tensors: dict[str, np.
 
 def _turn(program: Program, value: Value, own: np.ndarray, by_shape, tensors, free: set[str]) -> bool:
     """Store a matrix as the checkpoint does where that is (in, out)."""
-    readers = [op for op in program.ops if value in op.inputs]
-    if own.ndim != 2 or not all(op.domain == IDIOMS and op.type == "Linear" and op[1] is value for op in readers):
+    if own.ndim != 2:
         return False
     names = [name for name in by_shape.get(own.shape[::-1], []) if name in free]
     names = [name for name in names if np.array_equal(own.T, tensors[name].astype(own.dtype))]
-    if len(names) != 1:
+    if len(names) != 1 or not turn_readers(program, value):
         return False
     stored = value.parameter
     stored.path, stored.unsure, stored.transposed = names[0], "", not stored.transposed
     value.dims = value.dims[::-1]
     free.discard(names[0])
-    for op in readers:
-        op.attributes["transposed"] = not op.attributes.get("transposed", False)
     return True
 
 

@@ -23,6 +23,7 @@ from graphclone.pytorch.quantization import fold_quantized, hold_at_zero
 from graphclone.pytorch.quantized_operators import dequantize_operands
 from graphclone.pytorch.registry import RULES, load_rules, rule
 from graphclone.pytorch.rewriting import Result, Uses, new_op, new_value, rewrite
+from graphclone.pytorch.weight_idioms import turn_readers
 from graphclone.weights import Weight
 
 STAGES = (
@@ -136,7 +137,7 @@ def graph_metadata(model: Model) -> dict[str, str]:
 
 
 def tie(program: Program, model: Model) -> None:
-    """Let equal matrices be one Parameter."""
+    """Let equal matrices be one Parameter; a linear layer may have to read it in its other orientation."""
     by_name: dict[str, list[Value]] = {}
     for value in program.values():
         if value.parameter is not None and value.parameter.trainable:
@@ -144,10 +145,11 @@ def tie(program: Program, model: Model) -> None:
     for each in model.ties:
         for first in by_name.get(each.first, [])[:1]:
             for second in by_name.get(each.second, []):
-                if each.transposed ^ first.parameter.transposed ^ second.parameter.transposed:
+                turned = each.transposed ^ first.parameter.transposed ^ second.parameter.transposed
+                if turned and not turn_readers(program, second):
                     continue
                 program.replace(second, first)
-                if second.parameter.path != first.parameter.path:
+                if not turned and second.parameter.path != first.parameter.path:
                     first.parameter.aliases += [second.parameter.path, *second.parameter.aliases]
 
 

@@ -1,7 +1,7 @@
 """Idioms around weights: linear layers, embeddings."""
 
-from graphclone.pytorch.program import Op, Value
-from graphclone.pytorch.rewriting import Result, Uses, idiom, made_by, new_op, operands, reshape
+from graphclone.pytorch.program import Op, Program, Value
+from graphclone.pytorch.rewriting import IDIOMS, Result, Uses, idiom, made_by, new_op, operands, reshape
 
 
 def is_parameter(value: Value | None, rank: int) -> bool:
@@ -29,6 +29,16 @@ def linear(op: Op, uses: Uses) -> Result:
     if not turned and weight.parameter.may_transpose:
         weight, turned = weight.parameter.transpose(weight), True
     return new_op("Linear", [op[0], weight, bias], op.output, op, transposed=not turned)
+
+
+def turn_readers(program: Program, value: Value) -> bool:
+    """Let linear layers read a matrix in its other orientation; tell whether they alone read it, so that they can."""
+    readers = [op for op in program.ops if value in op.inputs]
+    if value in program.outputs or not all(op.key == (IDIOMS, "Linear") and op[1] is value for op in readers):
+        return False
+    for op in readers:
+        op.attributes["transposed"] = not op.attributes.get("transposed", False)
+    return True
 
 
 def bias(op: Op, uses: Uses) -> Result:

@@ -13,8 +13,10 @@ import zoo
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 import graphclone
+from graphclone.graphs import constants
 from graphclone.pytorch import to_torch
 from graphclone.verify.running import run
+from graphclone.weights import Weight
 
 FAMILIES = ("gpt2", "llama", "bert", "vit")
 CASES = [(family, route) for family in FAMILIES for route in ("dynamo18", "dynamo23", "legacy17")]
@@ -95,6 +97,22 @@ def test_tied_weights_are_one_parameter():
     module = to_torch(model_of("gpt2", "legacy17"))
     assert module.lm_head.weight is module.transformer.wte.weight
     assert len(list(module.parameters())) == len(list(zoo.family("gpt2").build().parameters()))
+
+
+def test_a_head_that_is_stored_as_the_turned_embedding_trains_as_one_with_it(graph):
+    """Some exporters fold the transpose of a tied embedding into a matrix with a name of its own."""
+    model = graph("""(int64[B, T] ids) => (float[B, T, 11] y) <float[11, 8] words, float[8, 11] head> {
+        x = Gather(words, ids)  h = Tanh(x)  y = MatMul(h, head) }""")
+    stored = {each.name: each for each in constants(model.graph)}
+    stored["head"]._values = Weight.of(np.ascontiguousarray(stored["words"]._values.load().T))
+    module = to_torch(model)
+    assert [tuple(each.shape) for each in module.parameters()] == [(11, 8)]
+    ids = np.arange(6).reshape(2, 3)
+    given = module(torch.from_numpy(ids))
+    np.testing.assert_allclose(given.detach().numpy(), run(model, [{"ids": ids}])[0]["y"], rtol=1e-5, atol=1e-6)
+    given.square().sum().backward()
+    (parameter,) = module.parameters()
+    assert (parameter.grad != 0).any(1).all()  # also of words that no id names: by the head
 
 
 def test_tables_are_no_parameters():
