@@ -1,9 +1,12 @@
 """Blocks of streams that are laid out unusually: norms at the end of a block, learned queries, side branches."""
 
+import io
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import pytest
+import torch
 
 from graphclone.analysis import analyse
 from graphclone.calibration.session import open_session
@@ -225,6 +228,50 @@ def test_a_stream_that_is_not_turned_back_at_its_end(graph: Graph) -> None:
         assert verify(child).ok
     data = np.random.default_rng(0).standard_normal((4, 6, 12), np.float32)
     assert calibrate(model, {"x": data}, provider="cpu", progress=False).spans
+
+
+class Windowed(torch.nn.Module):
+    """A SAM's attention in windows: scores get a number for each row and each column of the window that a key is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = torch.nn.Linear(12, 36), torch.nn.Linear(12, 12)
+        self.rows, self.columns = (torch.nn.Parameter(torch.randn(3, 4)) for _ in range(2))
+        self.steps = torch.tensor([[1, 0], [2, 1]])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch = x.shape[0]
+        windows = x.view(batch, 2, 2, 2, 2, 12).permute(0, 1, 3, 2, 4, 5).reshape(-1, 2, 2, 12)
+        apart = self.qkv(windows).reshape(-1, 4, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        q, k, v = apart.reshape(3, -1, 4, 4).unbind(0)
+        scores = (q @ k.transpose(-2, -1)).view(-1, 2, 2, 2, 2)
+        places = [table[self.steps] for table in (self.rows, self.columns)]
+        grid = q.reshape(-1, 2, 2, 4)
+        scores = scores + torch.einsum("bhwc,hkc->bhwk", grid, places[0])[..., None]
+        scores = scores + torch.einsum("bhwc,wkc->bhwk", grid, places[1])[:, :, :, None]
+        mixed = (scores.view(-1, 4, 4).softmax(-1) @ v).view(-1, 3, 2, 2, 4).permute(0, 2, 3, 1, 4)
+        joined = self.out(mixed.reshape(-1, 2, 2, 12)).view(batch, 2, 2, 2, 2, 12)
+        return x + joined.permute(0, 1, 3, 2, 4, 5).reshape(batch, 4, 4, 12)
+
+
+def test_the_places_of_a_window_are_no_width_of_values() -> None:
+    patches = torch.nn.Conv2d(3, 12, 2, 2)
+
+    class Image(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.blocks = patches, torch.nn.Sequential(Windowed(), Windowed(), Windowed())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.blocks(self.patches(x).permute(0, 2, 3, 1))
+
+    file = io.BytesIO()
+    torch.onnx.export(Image(), (torch.randn(2, 3, 8, 8),), file, input_names=["x"], dynamic_axes={"x": {0: "batch"}},
+                      dynamo=False, opset_version=17)  # fmt: skip
+    model = Model.from_proto(onnx.load_from_string(file.getvalue()))
+    names = {d.name for d in analyse(model).dimensions if d.name.startswith("blocks.0.")}
+    assert names == {"blocks.0.heads", "blocks.0.head_dim"}
+    assert verify(subclone(model, head_dim=2, by="first", rescale="none")).ok
 
 
 def test_two_maps_for_each_head_of_values_are_no_queries_to_cut(graph: Graph) -> None:

@@ -193,6 +193,17 @@ def test_inputs_outputs_and_inner_tensors_declare_the_new_sizes(graph):
     assert inner.get("h", ["B", "S", 3]) == ["B", "S", 3]
 
 
+def test_a_symbol_of_a_size_that_the_cut_changed_is_declared_no_more(graph):
+    """onnxruntime gives tensors that declare the same symbol each other's memory."""
+    model = graph("""(float[B, 12] x) => (float[B, 12] y) <float[12, 21] w, float[21, 12] v, int64[2] apart = {-1, 7},
+        int64[2] together = {-1, 21}>
+        { h = MatMul(x, w)  a = Reshape(h, apart)  r = Relu(a)  t = Reshape(r, together)  y = MatMul(t, v) }""")
+    for name, shape in (("h", ["B", 21]), ("a", ["3*B", 7]), ("r", ["3*B", 7])):
+        model.graph.tensors()[name].dtype, model.graph.tensors()[name].shape = np.dtype(np.float32), shape
+    child = apply(model, Plan(keep={name_of(model, 3): (0, 2)})).graph.tensors()
+    assert (child["h"].shape, child["a"].shape, child["r"].shape) == (["B", 14], [None, 7], [None, 7])
+
+
 def test_a_float_input_and_output_are_cut_with_their_dimension(graph):
     model = graph("(float[B, S, 12] x) => (float[B, S, 12] y) <float[12] g> { y = Mul(x, g) }")
     child = apply(model, Plan(keep={name_of(model, 12): (0, 5)}))
@@ -293,7 +304,9 @@ def test_layers_that_alternate_are_not_numbered_as_blocks(graph):
               "h{n} = MatMul(x{n}, b_{n}_u)  r{n} = Relu(h{n})  o{n} = MatMul(r{n}, b_{n}_d)  x{m} = Add(x{n}, o{n}) ")  # fmt: skip
     lines = "".join(module[n % 2].format(n=n, m=n + 1) for n in range(4))
     weights = ", ".join(f"float[6, 6] b_{n}_{'uq'[n % 2 == 0]}, float[6, 6] b_{n}_{'do'[n % 2 == 0]}" for n in range(4))
-    model = graph(f"(float[B, S, 5] x) => (float[B, S, 6] x4) <float[5, 6] i, {weights}> {{ x0 = MatMul(x, i) {lines} }}")
+    model = graph(
+        f"(float[B, S, 5] x) => (float[B, S, 6] x4) <float[5, 6] i, {weights}> {{ x0 = MatMul(x, i) {lines} }}"
+    )
     assert [len(stack.blocks) for stack in analyse(model).stacks] == [2]
     child = apply(model, Plan(blocks={"": (1,)}))
     assert set(child.weights) == {"i", "b_2_q", "b_2_o", "b_3_u", "b_3_d"}

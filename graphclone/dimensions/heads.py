@@ -1,10 +1,11 @@
 """The axes around an attention, with their roles: heads (grouped or not), head_dim, v_head_dim."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 from graphclone.axes.axis import Axis, find, free_leaves, is_static, is_unit, leaves, outer_parts, product, total
 from graphclone.axes.contractions import Contraction
-from graphclone.axes.notation import Pattern, parse
+from graphclone.axes.notation import Pattern, names_in, parse
 from graphclone.axes.typed import TypedNode
 from graphclone.dimensions.carriers import Carriers
 from graphclone.dimensions.places import Contractions
@@ -38,9 +39,26 @@ def attention_axes(
     roles += [("head_dim", axis, "head_dim") for axis in inner[:1]]
     known = [*heads, *inner, *mix.contracted, *(nodes[before].outputs[0] or ()), *(axis for _, axis, _ in roles)]
     summed = bool(heads) and not _unlike(heads, mix.contracted)
-    values = _unlike(_projected(heads, index, within, contractions) if summed else node.outputs[0], known)
+    mixed = _projected(heads, index, within, contractions) if summed else _of_values(node, nodes[before])
+    values = _unlike(mixed, known)
     role = "v_head_dim" if inner else "head_dim"
     return roles + [(role, axis, role) for axis in values[-1:]]
+
+
+def _of_values(node: TypedNode, scores: TypedNode) -> list[Axis]:
+    """Return the axes that a mix has of its values alone: the others are tokens, which a window or a grid may fix."""
+    waiting, seen = deque((slot, node.op.node.inputs[slot]) for slot in (0, 1)), {id(node.op.node)}
+    shares = 0
+    while waiting and id(scores.op.node) not in seen:  # the nearer of both operands descends from them
+        shares, tensor = waiting.popleft()
+        for producer in tensor.inputs:
+            if id(producer) not in seen:
+                seen.add(id(producer))
+                waiting += [(shares, read) for read in producer.inputs]
+    signature = parse(node.text)
+    others = set(names_in(*signature.inputs[shares]))
+    own = [name for name in names_in(*signature.inputs[1 - shares]) if name not in others]
+    return [node.bound[name] for name in names_in(*signature.outputs[0]) if name in own and name in node.bound]
 
 
 def _heads_of_queries(

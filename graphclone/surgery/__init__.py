@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 
 from graphclone.analysis import Analysis, analyse
-from graphclone.axes.axis import find, is_static
+from graphclone.axes.axis import Axis, find, is_static
 from graphclone.bypass import bypass
 from graphclone.cut import Cut
 from graphclone.graphs import walk
@@ -106,12 +106,15 @@ def _declare_shapes(child: Child) -> None:
             axes = child.typing.types.get(tensor.name)
             if isinstance(tensor, gs.Constant) or tensor.shape is None or not axes or len(axes) != len(tensor.shape):
                 continue
-            sizes = [child.cut.size(axis) for axis in axes]
-            if any(new != find(axis).size for new, axis in zip(sizes, axes, strict=True)):
-                tensor.shape = [
-                    size[0] if isinstance(listed, int) and len(set(size)) == 1 else listed
-                    for size, listed in zip(sizes, tensor.shape, strict=True)
-                ]
+            tensor.shape = [_declared(child, axis, listed) for axis, listed in zip(axes, tensor.shape, strict=True)]
+
+
+def _declared(child: Child, axis: Axis, listed: int | str | None) -> int | str | None:
+    """Return what a tensor declares of an axis that was `listed`; a symbol, as `3*batch`, is that of the size before."""
+    size = child.cut.size(axis)
+    if size == find(axis).size:
+        return listed
+    return size[0] if isinstance(listed, int) and len(set(size)) == 1 else None
 
 
 def _complete_outputs(child: Child) -> None:
