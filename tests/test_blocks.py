@@ -207,7 +207,7 @@ def test_a_norm_over_a_turned_stream_is_no_break(graph: Graph) -> None:
 
 
 def test_a_stream_that_is_not_turned_back_at_its_end(graph: Graph) -> None:
-    """A SqueezeBERT's convolutions want channels before positions, and an export leaves out turning it back and forth."""
+    """A SqueezeBERT's convolutions want channels before positions, and an export leaves out a turn and its undoing."""
     text = Text()
     x = text.node("Transpose", text.linear("x", 12, 12), attributes="<perm = [0, 2, 1]> ")
     for number in range(6):

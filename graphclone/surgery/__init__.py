@@ -110,7 +110,7 @@ def _declare_shapes(child: Child) -> None:
 
 
 def _declared(child: Child, axis: Axis, listed: int | str | None) -> int | str | None:
-    """Return what a tensor declares of an axis that was `listed`; a symbol, as `3*batch`, is that of the size before."""
+    """Return what a tensor declares of an axis `listed` before; a symbol, as `3*batch`, is that of the size before."""
     size = child.cut.size(axis)
     if size == find(axis).size:
         return listed
