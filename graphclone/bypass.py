@@ -206,7 +206,7 @@ def remove_dead(graph: gs.Graph) -> None:
 
 
 def _numbering(child: Model, stack: Stack) -> list[tuple[str, int]]:
-    """Return the (text before, offset) pairs by which names carry a block's number, or one more, as ('transformer.h.', 0).
+    """Return (text before, offset) pairs by which names carry a block's number, or one more, as ('transformer.h.', 0).
 
     Names that several blocks read tell nothing, but those of caches: four tables for all are not a table of each block.
     What has other numbers in a block as well counts something else: its operators of a kind, or layers that alternate.

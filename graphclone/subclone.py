@@ -67,7 +67,7 @@ RECIPES = {
     "paper": Defaults("mean_abs", "middle", "paper"),
     "best": Defaults("obs", "search", "none", "rotate{skip=true},refit"),
 }
-"""paper: arXiv 2312.09299. best: what wins tools/bench_convergence, see docs/methods.md; it runs models on the samples."""
+"""paper: arXiv 2312.09299. best: what wins tools/bench_convergence (docs/methods.md); it runs models on samples."""
 
 
 def default_recipe(data: object) -> str:

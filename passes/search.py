@@ -24,7 +24,6 @@ from passes.depth import Depth
 from passes.outputs import compared_output, mask_of
 from passes.targets import target_of
 
-
 LEADING = 2
 """At least so many candidates of a step are run on all samples."""
 
@@ -33,7 +32,7 @@ LEADING = 2
 class Search:
     """Drop what changes the outputs least, greedily, then by an evolutionary search over swaps.
 
-    Each step of the greedy search runs every candidate on a quarter of the samples, and the best quarter of them on all.
+    Each greedy step runs every candidate on a quarter of the samples, and the best quarter of them on all.
     layers: blocks to keep, a number or {stack: number}. halves: half blocks to drop instead, a number (BlockPruner,
     arXiv 2406.10594). generations, offspring: of the evolutionary search after the greedy one (EvoPress, arXiv
     2410.14649). tokens: how much of the samples is run at most per candidate. otherwise: the rule of `depth` by which

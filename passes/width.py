@@ -88,7 +88,7 @@ class Width:
         name = re.escape(f"{stack.prefix}hidden")
         stages = [d for d in context.analysis.dimensions if any(re.fullmatch(rf"{name}(_\d+)?", n) for n in d.names)]
         sizes = target if isinstance(target, tuple) else (target,) * len(stages)
-        if len({d.size for d in stages}) > 1 and isinstance(target, int) or len(sizes) != len(stages):
+        if (len({d.size for d in stages}) > 1 and isinstance(target, int)) or len(sizes) != len(stages):
             listed = ", ".join(str(d.size) for d in stages)
             wanted = "a list with one size for each stage" if len(stages) > 1 else "a number: it is one width"
             raise CutError(f"hidden: the stream has {listed}; give {wanted}")
@@ -147,8 +147,8 @@ def _attention_targets(base: str, named: Mapping[str, Dimension], heads, groups,
     if groups is None:
         if heads % per.size:
             raise CutError(
-                f"heads: {heads} is no multiple of {per.size}, the queries per KV head of '{base}kv_heads'; give a multiple, "
-                f"or kv_heads as well"
+                f"heads: {heads} is no multiple of {per.size}, the queries per KV head of '{base}kv_heads'; "
+                "give a multiple, or kv_heads as well"
             )
         groups = heads // per.size
     queries = per.size
@@ -173,7 +173,8 @@ def _set(targets: dict, dimension: Dimension | None, target: int, what: str) -> 
         raise CutError(f"no dimension is called '{what}' in this graph; `graphclone show` lists what can be cut")
     if target > dimension.size:
         raise CutError(
-            f"{what}: {target} is more than the parent's {dimension.size}; growing is not supported, give at most {dimension.size}"
+            f"{what}: {target} is more than the parent's {dimension.size}; growing is not supported, "
+            f"give at most {dimension.size}"
         )
     if dimension.locked and target != dimension.size:
         raise CutError(f"cannot cut '{dimension.name}' ({dimension.size}): {dimension.locked}")
@@ -184,8 +185,8 @@ def _set(targets: dict, dimension: Dimension | None, target: int, what: str) -> 
     before = targets.get(dimension.name)
     if before is not None and before[1] != target:
         raise CutError(
-            f"'{dimension.name}' is one dimension for several blocks of this graph; targets {before[1]} and {target} differ, "
-            f"give the same number everywhere"
+            f"'{dimension.name}' is one dimension for several blocks of this graph; "
+            f"targets {before[1]} and {target} differ, give the same number everywhere"
         )
     targets[dimension.name] = (dimension, target)
 
@@ -255,8 +256,8 @@ class _Ranker:
     def _scores(self, dimension: Dimension, leaf: Axis) -> np.ndarray:
         if self.stats is None:
             raise InputError(
-                f"importance by '{self.metric}' is measured by calibration; give samples (--data) or statistics (--stats), "
-                f"or choose one of {', '.join(UNMEASURED)}"
+                f"importance by '{self.metric}' is measured by calibration; "
+                f"give samples (--data) or statistics (--stats), or choose one of {', '.join(UNMEASURED)}"
             )
         total = np.zeros(leaf.size[0])
         for reading in self.context.readings[dimension.name]:
@@ -274,7 +275,7 @@ class _Ranker:
         return energy if rows is None else energy * np.sqrt((rows**2).sum(axis=1))
 
 
-def allocate(axis: Axis, target: int, steps: Mapping[int, int] = {}) -> dict[int, int] | None:  # noqa: B006
+def allocate(axis: Axis, target: int, steps: Mapping[int, int] = {}) -> dict[int, int] | None:
     """Return how many indices each atom keeps so that the axis has the target size; None where none fits.
 
     steps: {id of an atom: what its count must be a multiple of}. A sum of parts (rotary pairs, an unrotated rest) is

@@ -76,7 +76,7 @@ class Binding:
         """Bind what stands alone; return the products and sums, which are solved behind."""
         spread: list[Sequence[Axis]] = []
         groups: list[Group] = []
-        for slot, (patterns, axes) in enumerate(zip(self.signature.inputs, self.op.axes, strict=False)):
+        for patterns, axes in zip(self.signature.inputs, self.op.axes, strict=False):
             if axes is None:
                 continue
             if patterns and patterns[0].kind == "any":

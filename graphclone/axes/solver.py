@@ -193,7 +193,7 @@ class _Sweep:
         return all(tensor.name in self.arithmetic for tensor in others)
 
     def _arithmetic(self, op: Op) -> None:
-        """Shape arithmetic constrains nothing; what Shape reports is kept by surgery, and so are constants beside it."""
+        """Shape arithmetic constrains nothing; surgery keeps what Shape reports, and constants beside it."""
         reports = op.type in ("Shape", "Size")  # of a weight's sizes: surgery lets them stay as they were
         for slot, axes in enumerate(() if reports else op.axes):
             for axis in axes if op.is_constant(slot) and axes else ():

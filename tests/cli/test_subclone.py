@@ -49,8 +49,8 @@ def test_statistics_are_measured_once_and_give_the_same_child(cli, model, data, 
     kept = []
     for source in (("--stats", stats), ("--data", data, "--batch-size", 4, "--batches", 2)):
         plan = tmp_path / "plan.json"
-        command = ("subclone", model, *source, *SMALL, "--recipe", "paper", "-o", tmp_path / "a.onnx", "--plan-out", plan)
-        assert cli(*command).code == 0
+        out = ("-o", tmp_path / "a.onnx", "--plan-out", plan)
+        assert cli("subclone", model, *source, *SMALL, "--recipe", "paper", *out).code == 0
         kept.append(json.loads(plan.read_text()))
     assert kept[0] == kept[1]
 

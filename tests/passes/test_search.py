@@ -58,7 +58,8 @@ def test_half_blocks_go_by_name(make, samples, run_pipeline):
     assert len(result.plan.drop) == 2 and all(name.endswith(".ffn") for name in result.plan.drop)
 
 
-PADDED = """(float[B, T, 4] x, int64[B, T] mask) => (float[B, T, 4] y) <float[4, 4] a, float[4, 4] b, float[4, 4] c, float one = {1}> {
+PADDED = """(float[B, T, 4] x, int64[B, T] mask) => (float[B, T, 4] y)
+    <float[4, 4] a, float[4, 4] b, float[4, 4] c, float one = {1}> {
     axis = Constant<value = int64[1] {2}>()
     column = Unsqueeze(mask, axis)
     real = Cast<to = 1>(column)

@@ -122,8 +122,10 @@ def test_tables_are_no_parameters():
 
 def test_a_mask_that_is_only_compared_is_no_parameter(graph):
     """nanoGPT's causal mask holds ones and zeros as floats, and is compared with zero."""
-    module = to_torch(graph("""(float[B, 5, 6] x) => (float[B, 5, 6] y) <float[6, 6] w, float[5, 6] low, float[5, 6] bias,
-        float zero = {0}> { h = MatMul(x, w)  m = Equal(bias, zero)  y = Where(m, low, h) }"""))
+    module = to_torch(
+        graph("""(float[B, 5, 6] x) => (float[B, 5, 6] y) <float[6, 6] w, float[5, 6] low, float[5, 6] bias,
+        float zero = {0}> { h = MatMul(x, w)  m = Equal(bias, zero)  y = Where(m, low, h) }""")
+    )
     assert "bias" not in dict(module.named_parameters()) and len(list(module.parameters())) == 2
     assert {name: tuple(each.shape) for name, each in module.named_buffers()} == {"bias": (5, 6)}
 
