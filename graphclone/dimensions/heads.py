@@ -11,6 +11,7 @@ from graphclone.dimensions.carriers import Carriers
 from graphclone.dimensions.places import Contractions
 from graphclone.dimensions.widths import is_of_units, static_parts
 from graphclone.flow import ATTENTION_OPS
+from graphclone.whole_numbers import plain_of
 
 Roles = list[tuple[str, Axis, str]]
 
@@ -47,8 +48,10 @@ def attention_axes(
 
 def _of_values(node: TypedNode, scores: TypedNode) -> list[Axis]:
     """Return the axes that a mix has of its values alone: the others are tokens, which a window or a grid may fix."""
-    waiting, seen = deque((slot, node.op.node.inputs[slot]) for slot in (0, 1)), {id(node.op.node)}
-    shares = 0
+    plain = plain_of(node.op.type, node.op.domain, node.op.node.attrs)
+    slots = plain.given if plain else (0, 1)
+    waiting, seen = deque((slot, node.op.node.inputs[slot]) for slot in slots), {id(node.op.node)}
+    shares = slots[0]
     while waiting and id(scores.op.node) not in seen:  # the nearer of both operands descends from them
         shares, tensor = waiting.popleft()
         for producer in tensor.inputs:
@@ -57,7 +60,7 @@ def _of_values(node: TypedNode, scores: TypedNode) -> list[Axis]:
                 waiting += [(shares, read) for read in producer.inputs]
     signature = parse(node.text)
     others = set(names_in(*signature.inputs[shares]))
-    own = [name for name in names_in(*signature.inputs[1 - shares]) if name not in others]
+    own = [name for name in names_in(*signature.inputs[sum(slots) - shares]) if name not in others]
     return [node.bound[name] for name in names_in(*signature.outputs[0]) if name in own and name in node.bound]
 
 
