@@ -160,9 +160,7 @@ def _sum_behind(flow: Flow, half: Half, name: str) -> int | None:
     step = flow.order.get(name)
     while step in half.nodes and flow.nodes[step].op.type in ("QuantizeLinear", "DequantizeLinear"):
         step = flow.order.get(flow.inputs_of(step)[0])
-    if step not in half.nodes:
-        return None
-    return step if _is_sum(flow, half, step) else None
+    return step if step in half.nodes and _is_sum(flow, half, step) else None
 
 
 def _is_sum(flow: Flow, half: Half, step: int) -> bool:

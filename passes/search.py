@@ -26,6 +26,8 @@ from passes.targets import target_of
 
 LEADING = 2
 """At least so many candidates of a step are run on all samples."""
+NUMBERS = 2**27
+"""So many of the parent's outputs are kept to compare with; where there are more, every k-th row counts."""
 
 
 @dataclass(frozen=True)
@@ -173,25 +175,32 @@ class _Bench:
         parent = runnable(parent, provider)
         self.session = open_session(gated(parent, self.halves), provider=provider, outputs=[stream])
         self.known: dict[tuple[int, tuple[bool, ...]], float] = {}
-        self.feeds, self.wanted, self.real = [], [], []
+        self.feeds, self.wanted, self.rows = [], [], []
         masks: dict[str, bool] = {}
+        left = tokens
         for batch in open_data(context.data, parent):
             if not self.feeds:
                 masks = {name: sense(parent, name) for name in chosen_masks(parent, context.mask, batch.feeds)}
-            self.feeds.append(batch.feeds)
             value, states = self._run(batch.feeds, [True] * len(self.halves), stream)
-            self.wanted.append(value)
             mask = mask_of(analysis.typing.types[self.output][:-1], masks, analysis)
             real = np.ones(value.shape[:-1], bool) if mask is None else (batch.feeds[mask] != 0) == masks[mask]
-            self.real.append(real.reshape(value.shape[:-1]))
-            tokens -= states.size // _width(analysis, stream, states)
-            if tokens <= 0:
+            here = states.size // _width(analysis, stream, states)
+            every = -(-value.size * -(-tokens // here) // NUMBERS)
+            self.feeds.append(batch.feeds)
+            self.rows.append(np.flatnonzero(real)[::every])
+            self.wanted.append(self._at(value, self.rows[-1]))
+            left -= here
+            if left <= 0:
                 break
 
     def _run(self, feeds: Mapping[str, np.ndarray], gates: Sequence[bool], *more: str) -> list[np.ndarray]:
-        """Return the output, as log probabilities where it is of logits, and other tensors."""
-        value, *others = self.session.run([self.output, *more], {**feeds, GATES: np.array(gates)})
-        return [_log_softmax(value) if self.is_logits else value.astype(np.float32), *others]
+        """Return the output and other tensors."""
+        return self.session.run([self.output, *more], {**feeds, GATES: np.array(gates)})
+
+    def _at(self, value: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return some rows of the output, as log probabilities where it is of logits."""
+        value = value.reshape(-1, value.shape[-1])[rows].astype(np.float32)
+        return _log_softmax(value) if self.is_logits else value
 
     def cost(self, units: Sequence["_Unit"], kept: set[int], few: bool = False) -> float:
         """Return how far the outputs are from the parent's with these units on, by a `few` of the batches or all."""
@@ -200,8 +209,8 @@ class _Bench:
         count = -(-len(self.feeds) // 4) if few else len(self.feeds)
         if (count, gates) not in self.known:
             apart = energy = 0.0
-            for feeds, p, real in list(zip(self.feeds, self.wanted, self.real, strict=True))[:count]:
-                p, q = p[real], self._run(feeds, gates)[0][real]
+            for feeds, p, rows in list(zip(self.feeds, self.wanted, self.rows, strict=True))[:count]:
+                q = self._at(self._run(feeds, gates)[0], rows)
                 terms = np.exp(p) * (p - q) if self.is_logits else (p - q).astype(np.float64) ** 2
                 apart += float(terms.sum(dtype=np.float64))
                 energy += len(p) if self.is_logits else float((p.astype(np.float64) ** 2).sum())
@@ -214,7 +223,7 @@ class _Bench:
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 

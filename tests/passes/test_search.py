@@ -107,6 +107,25 @@ def test_as_many_tokens_are_run_as_asked_for(make, monkeypatch, run_pipeline):
     assert counted == [2, 3, 10]
 
 
+def test_where_outputs_are_many_every_few_rows_are_compared(make, samples, monkeypatch, run_pipeline):
+    """Ten batches of 4 x 10 rows of 40 logits, 16,000 numbers: of 4,000 to keep, every 4th row counts."""
+    from passes import search
+
+    kept = []
+
+    class Counted(search._Bench):
+        def __init__(self, *given):
+            super().__init__(*given)
+            kept.append([len(each) for each in self.wanted])
+
+    monkeypatch.setattr(search, "_Bench", Counted)
+    wanted = run_pipeline("search{layers=3 tokens=400}", make(), samples)
+    monkeypatch.setattr(search, "NUMBERS", 4000)
+    found = run_pipeline("search{layers=3 tokens=400}", make(), samples)
+    assert kept == [[40] * 10, [10] * 10]
+    assert found.plan.blocks == wanted.plan.blocks and told(found) == pytest.approx(told(wanted), rel=0.2)
+
+
 def test_nothing_is_run_where_nothing_goes(make, run_pipeline):
     assert run_pipeline("search{layers=4}", make(), None).plan.blocks[""] == (0, 1, 2, 3)
 
